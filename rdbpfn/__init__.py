@@ -1,1 +1,15 @@
 __version__ = "0.1.0"
+
+# The names that most users need. Each is imported when it is first asked for, so that `import rdbpfn` stays quick
+# and loads no torch, dgl or featuretools (tests/test_repository.py checks that).
+_home = dict(Database='database', InputError='core', RDBPFNClassifier='classifier', RelationalClassifier='relational', Task='examples')
+__all__ = list(_home)
+
+
+def __getattr__(name):
+    if name not in _home: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_home[name]}'), name)
+
+
+def __dir__(): return sorted([*globals(), *_home])

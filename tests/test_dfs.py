@@ -1,0 +1,262 @@
+"Both engines of Deep Feature Synthesis: equal on databases with every nasty case, and blind to the future."
+import time
+import numpy as np, pandas as pd, pytest
+import rdbpfn.dfs_tensor as dt
+from rdbpfn.core import InputError
+from rdbpfn.database import Database
+from rdbpfn.dfs import featuretools_features, plan_features
+from rdbpfn.dfs_tensor import compute_features
+from rdbpfn.examples import flights, load_task, shop, shop_answers
+from rdbpfn.schema import Column, ForeignKey, Schema, Table
+
+pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
+DAYS = pd.date_range('2020-01-01', periods=12)
+
+def same(a, b): pd.testing.assert_frame_equal(a, b, rtol=1e-6, atol=1e-9)
+def identical(a, b): pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+def draw(rng, kind, n):
+    "A column with few values (ties), nulls, and now and then nothing but nulls"
+    values = dict(number=[-1., 0, 2, 2.5, 1e6], category=['a', 'b', 'B', 'c'], boolean=[True, False], datetime=DAYS, text=['x y', 'z'])[kind]
+    gap = rng.random(n) < rng.choice([0, .3, 1], p=[.4, .5, .1])
+    s = pd.Series([values[i] for i in rng.integers(len(values), size=n)], dtype='datetime64[ns]' if kind == 'datetime' else object)
+    return s.mask(gap)
+
+def random_database(seed):
+    "2 to 4 tables; foreign keys between any two of them, so self-references, cycles and parallel keys abound; composite keys; dangling and null ones"
+    rng = np.random.default_rng(seed)
+    names, frames, tables, fkeys = ['abcd'[i] for i in range(rng.integers(2, 5))], {}, {}, []
+    for t in names:
+        n, pkey = int(rng.choice([0, 1, 8, 25], p=[.05, .1, .45, .4])), [('id',), ('id', 'no')][rng.random() < .3]
+        f = pd.DataFrame({'id': np.arange(n)//2 if len(pkey) == 2 else rng.permutation(n)}, index=range(n))
+        if len(pkey) == 2: f['no'] = np.arange(n) % 2
+        elif rng.random() < .5: f['id'] = 'k' + f['id'].astype(str)
+        kinds = {c: 'key' for c in pkey}
+        for i, k in enumerate(rng.choice(['number', 'category', 'boolean', 'datetime', 'text'], rng.integers(1, 5), p=[.4, .25, .15, .1, .1])):
+            f[f'{k}{i}'], kinds[f'{k}{i}'] = draw(rng, k, n), k
+        timed = rng.random() < .65
+        if timed: f['time'], kinds['time'] = pd.Series(DAYS[rng.integers(12, size=n)]).mask(rng.random(n) < .1), 'datetime'
+        frames[t], tables[t] = f, (kinds, pkey, 'time' if timed else None)
+    for k in range(rng.integers(1, 6)):
+        child, parent = rng.choice(names), rng.choice(names)
+        if k == 0: child, parent = names[1], names[0]
+        pkey, n = tables[parent][1], len(frames[child])
+        pick = rng.integers(max(1, len(frames[parent])), size=n)
+        lost, null = rng.random(n) < .1, rng.random(n) < .15
+        cols = tuple(f'{parent}_{c}{k}' for c in pkey)
+        for c, p in zip(cols, pkey):
+            key = frames[parent][p]
+            values = key.to_numpy(object)[pick] if len(key) else np.full(n, None)
+            frames[child][c] = pd.Series(np.where(lost, 'zz' if key.dtype == object else 99, values), dtype=object).mask(null)
+            tables[child][0][c] = 'key'
+        fkeys.append(ForeignKey(child, cols, parent, pkey))
+    return Database(frames, Schema(tuple(Table(t, tuple(Column(*c) for c in k.items()), p, time) for t, (k, p, time) in tables.items()), tuple(fkeys)))
+
+def request(db, seed, n=10, depth=2, n_features=120):
+    "A plan, rows and cutoffs: pairs repeat, cutoffs coincide with times of rows"
+    rng = np.random.default_rng((seed, 1))
+    table = rng.choice([t for t in db.schema.names if db.n_rows(t)])
+    columns = [c.name for c in db.schema[table].columns if c.kind not in ('key', 'text') and c.name != 'time']
+    rows = rng.integers(db.n_rows(table), size=n)
+    cutoffs, mask, history = DAYS[rng.choice([2, 6, 11], n)].to_numpy(), tuple(rng.choice(columns, 1)) if columns else (), False
+    if db.schema[table].time_col and rng.random() < .5:               # each row as of its own time, masked columns as history
+        own = pd.Series(db.times(table)[rows])
+        history, cutoffs = True, own.fillna(DAYS[6]).to_numpy()
+    plan = plan_features(db.schema, table, depth, mask, history=history)
+    keep = sorted(rng.choice(len(plan), min(len(plan), n_features), replace=False))
+    return plan.select([plan.names[i] for i in keep]), rows, cutoffs
+
+@pytest.mark.parametrize('seed', range(60))
+def test_engines_agree(seed):
+    db = random_database(seed)
+    plan, rows, cutoffs = request(db, seed, depth=3 if seed % 5 == 0 else 2)
+    same(compute_features(db, plan, rows, cutoffs), featuretools_features(db, plan, rows, cutoffs))
+    if seed % 3 == 0 and not plan.reads_history_of_mask: same(compute_features(db, plan, rows), featuretools_features(db, plan, rows))
+
+def test_the_sweep_meets_every_nasty_case():
+    "A sweep proves nothing about cases that it never draws"
+    seen = set()
+    for seed in range(30):
+        db = random_database(seed)
+        plan, rows, cutoffs = request(db, seed)
+        s, x = db.schema, compute_features(db, plan, rows, cutoffs)
+        seen |= {'self-reference' for f in s.fkeys if f.child == f.parent} | {'composite' for f in s.fkeys if len(f.columns) > 1}
+        seen |= {'parallel' for f in s.fkeys for g in s.fkeys if f != g and (f.child, f.parent) == (g.child, g.parent)}
+        seen |= {'cycle'} if s.find_cycle() else set()
+        seen |= {'null or dangling' for f in s.fkeys if (db.parent_rows(f) < 0).any()} | {'empty table' for t in s.names if not db.n_rows(t)}
+        seen |= {'null time' for t in s.names if s[t].time_col and np.isnat(db.times(t)).any()}
+        seen |= {'equal times' for t in s.names if s[t].time_col and len(np.unique(db.times(t))) < db.n_rows(t)}
+        seen |= {'null column' for t, d in db.table_dict.items() for c in d if len(d) and d[c].isna().all()}
+        seen |= {'empty set' for f in plan if f.kind == 'key' and (x[f.name] == 0).any()} | ({'history'} if plan.reads_history_of_mask else set())
+        seen |= {'repeated pair'} if pd.DataFrame({'r': rows, 'c': cutoffs}).duplicated().any() else set()
+        seen |= {f'{a}({b})' for f in plan for a, b in zip(f.aggs, f.aggs[1:])} | {f.aggs[0] for f in plan if f.aggs}
+    wanted = {'self-reference', 'composite', 'parallel', 'cycle', 'null or dangling', 'empty table', 'null time', 'equal times', 'null column',
+              'empty set', 'history', 'repeated pair', 'mean', 'sum', 'max', 'min', 'mode', 'count', 'mode(mode)', 'sum(sum)', 'max(count)', 'mean(max)'}
+    assert wanted <= seen, wanted - seen
+
+def disturb(db, t, keep, seed):
+    "Everything at or after t is different: values, keys, times, new rows, dates that lie ahead; the rows `keep` = (table, rows, columns) stay"
+    rng, frames = np.random.default_rng((seed, 2)), {}
+    parents = {(f.parent, c) for f in db.schema.fkeys for c in f.parent_columns} | {(x.name, c) for x in db.schema.tables for c in x.pkey}
+    for table in db.schema.tables:
+        f, times = db.table_dict[table.name].copy(), db.times(table.name)
+        late = np.zeros(len(f), bool) if times is None else ~(times < t)
+        for c in table.columns:
+            own = late.copy()
+            if table.name == keep[0] and c.name in keep[2]: own[keep[1]] = False
+            if c.kind == 'datetime' and c.name != table.time_col:
+                ahead = ~(f[c.name].to_numpy('datetime64[ns]') < t)
+                if table.name == keep[0]: ahead[keep[1]] = False
+                own |= ahead
+            if (table.name, c.name) in parents: continue              # what is pointed at stays where it is
+            if c.name == table.time_col or c.kind == 'datetime': new = pd.Series(pd.Timestamp(t) + pd.to_timedelta(rng.integers(0, 99, len(f)), 'h'))
+            elif c.kind == 'key': new = f[c.name].sample(frac=1, random_state=seed).reset_index(drop=True)
+            elif c.kind == 'number': new = pd.Series(rng.normal(size=len(f))*1e3)
+            elif c.kind == 'boolean': new = pd.Series(rng.random(len(f)) < .5)
+            else: new = pd.Series(rng.choice(['Aa', 'b', 'zz'], len(f)), dtype=object)
+            f[c.name] = f[c.name].astype(object).where(~own, new).astype(object if c.kind != 'datetime' else 'datetime64[ns]')
+        frames[table.name] = f
+        again = f[late]
+        if len(again) and not any((table.name, c) in parents for c in f): frames[table.name] = pd.concat([f, again], ignore_index=True)
+    return Database(frames, db.schema)
+
+@pytest.mark.parametrize('seed', range(30))
+def test_the_future_changes_nothing(seed):
+    db = random_database(seed)
+    plan, rows, _ = request(db, seed, n_features=400)
+    t, table = DAYS[6].to_numpy(), db.schema[plan.entity_table]
+    if plan.reads_history_of_mask: rows = rows[~(db.times(table.name)[rows] < t)]
+    if not len(rows): pytest.skip('no target row at or after the cutoff')
+    cutoffs = np.full(len(rows), t)
+    other = disturb(db, t, (table.name, rows, [c for c in table.names if c not in plan.mask]), seed)
+    identical(compute_features(db, plan, rows, cutoffs), compute_features(other, plan, rows, cutoffs))
+
+def test_the_disturbance_is_one():
+    "Without cutoffs the disturbed databases do give other features"
+    changed = 0
+    for seed in range(30):
+        db = random_database(seed)
+        plan, rows, _ = request(db, seed, n_features=400)
+        if plan.reads_history_of_mask: continue
+        other = disturb(db, DAYS[6].to_numpy(), (plan.entity_table, rows, db.schema[plan.entity_table].names), seed)
+        changed += not compute_features(db, plan, rows).equals(compute_features(other, plan, rows))
+    assert changed >= 10
+
+def test_future_of_the_flights():
+    db, task = flights(), load_task('flight-late15')
+    some = task.test.sample(300, random_state=0)
+    rows, cutoffs = db.row_of(task.entity_table, some[task.entity_col]), some[task.time_col].to_numpy()
+    plan = plan_features(db.schema, task.entity_table, mask=task.mask)
+    t = cutoffs.max()
+    other = disturb(db, t, ('flights', rows, [c for c in db.schema['flights'].names if c not in task.mask]), 0)
+    identical(compute_features(db, plan, rows, cutoffs), compute_features(other, plan, rows, cutoffs))
+
+@pytest.mark.parametrize('engine', [compute_features, featuretools_features])
+def test_the_shop_by_hand(engine):
+    db = shop()
+    step = lambda h: h.fkey.name if h.forward else ' <- '.join(h.fkey.name.split(' -> ')[::-1])
+    for q in shop_answers().itertuples():
+        plan = plan_features(db.schema, q.table)
+        f, = [f for f in plan if ([step(h) for h in f.path], f.column, list(f.aggs)) == (q.path, q.column, q.aggs)]
+        x = engine(db, plan.select([f.name]), db.row_of(q.table, [q.key]), [q.cutoff]).iloc[0, 0]
+        assert (pd.isna(x) and q.answer is None) or x == q.answer, (q.question, x)
+
+def test_flights_against_featuretools():
+    db, task = flights(), load_task('flight-late15')
+    some = task.test.sample(4, random_state=1)
+    rows, cutoffs = db.row_of(task.entity_table, some[task.entity_col]), some[task.time_col]
+    plan = plan_features(db.schema, task.entity_table, mask=task.mask)
+    same(compute_features(db, plan, rows, cutoffs), featuretools_features(db, plan, rows, cutoffs))
+
+@pytest.mark.parametrize('seed', range(12))
+def test_small_blocks_and_single_rows_change_nothing(seed, monkeypatch):
+    db = random_database(seed)
+    plan, rows, cutoffs = request(db, seed, n=12, depth=3, n_features=150)
+    whole = compute_features(db, plan, rows, cutoffs)
+    monkeypatch.setattr(dt, 'BLOCK', 16)
+    same(compute_features(db, plan, rows, cutoffs), whole)
+    for i in range(3):
+        one = compute_features(db, plan, rows[i:i+1], cutoffs[i:i+1])
+        same(one.astype({c: object for c in one if plan.features[plan.names.index(c)].is_category}),
+             whole[i:i+1].reset_index(drop=True).astype({c: object for c in one if plan.features[plan.names.index(c)].is_category}))
+
+def chain(n_children, seed=0):
+    "One parent a day, children at any time"
+    rng = np.random.default_rng(seed)
+    frames = dict(shops=pd.DataFrame({'id': range(10)}), sales=pd.DataFrame({'id': range(n_children), 'shop': rng.integers(10, size=n_children), 'x': rng.normal(size=n_children),
+                  'c': rng.integers(50, size=n_children).astype(str), 'time': pd.Timestamp('2020-01-01') + pd.to_timedelta(np.sort(rng.integers(10**7, size=n_children)), 's')}))
+    return Database.from_frames(frames, {'shops': 'id', 'sales': 'id'}, {'sales': {'shop': 'shops'}}, {'sales': 'time'}, {'sales': {'c': 'category'}})
+
+def test_rounding_stays_inside_a_parent():
+    frames = dict(p=pd.DataFrame({'id': [0, 1]}), c=pd.DataFrame({'id': range(8), 'p': [0]*4 + [1]*4, 'x': [1e17]*4 + [.01]*4}))
+    db = Database.from_frames(frames, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}})
+    assert compute_features(db, plan_features(db.schema, 'p'), [0, 1])['SUM(c.x)'][1] == pytest.approx(.04, rel=1e-12)
+
+def test_seconds_and_not_minutes():
+    "3,000 pairs with as many cutoffs over 200,000 children: each child is read once, not once a pair"
+    db = chain(200_000)
+    plan, rng = plan_features(db.schema, 'sales', mask=('x',)), np.random.default_rng(0)
+    rows = rng.integers(200_000, size=3000)
+    compute_features(db, plan, rows[:1], db.times('sales')[rows[:1]])
+    start = time.perf_counter()
+    compute_features(db, plan, rows, db.times('sales')[rows])
+    assert time.perf_counter() - start < 3
+
+def test_a_target_row_does_not_see_itself_early():
+    db = chain(40)
+    plan, own = plan_features(db.schema, 'sales', mask=('x',)), db.times('sales')[[30]]
+    assert plan.reads_history_of_mask and 'x' not in plan.names
+    for engine in (compute_features, featuretools_features):
+        with pytest.raises(InputError, match='before their own cutoff'): engine(db, plan, [30], own + np.timedelta64(1, 'ns'))
+        with pytest.raises(InputError, match='before their own cutoff'): engine(db, plan, [30])
+    free = plan_features(db.schema, 'sales', mask=('x',), history=False)
+    assert not free.reads_history_of_mask and not any('x' == f.column for f in free)
+    compute_features(db, free, [30])
+
+def test_target_is_nowhere():
+    db = shop()
+    for depth in (1, 2, 3): assert not any((f.table, f.column) == ('orders', 'paid') for f in plan_features(db.schema, 'orders', depth, target=('orders', 'paid')))
+    assert any((f.table, f.column) == ('orders', 'paid') for f in plan_features(db.schema, 'orders', 2))
+
+def test_keys_are_no_features():
+    for seed in range(30):
+        s = random_database(seed).schema
+        for t in s.names: assert not any(f.column and s[f.table][f.column].kind in ('key', 'text') for f in plan_features(s, t))
+
+def test_keys_are_no_features_whatever_their_kind():
+    number = lambda *names: tuple(Column(n, 'number') for n in names)
+    s = Schema((Table('p', number('id', 'alias', 'x'), 'id'), Table('c', number('p', 'x'))), (ForeignKey('c', 'p', 'p', 'alias'),))
+    assert {f.column for f in plan_features(s, 'c', 3)} == {'x', None} and {f.column for f in plan_features(s, 'p', 3)} == {'x', None}
+
+def test_no_path_goes_back_and_forth():
+    paths = {f.path for seed in range(10) for t in 'ab' for f in plan_features(random_database(seed).schema, t, 3)}
+    turns = [(a, b) for p in paths for a, b in zip(p, p[1:]) if a.fkey == b.fkey]
+    assert any(a.forward and not b.forward for a, b in turns) and not any(b.forward and not a.forward for a, b in turns)
+
+def test_a_mask_without_times_hides_everywhere():
+    s = shop().schema
+    assert not any((f.table, f.column) == ('items', 'quantity') for f in plan_features(s, 'items', 3, mask='quantity'))
+    assert any((f.table, f.column) == ('orders', 'paid') for f in plan_features(s, 'orders', 3, mask='paid'))
+
+BAD = [(dict(rows=[99]), 'not in table'), (dict(rows=[-1]), 'not in table'), (dict(rows=[.5]), 'whole numbers'), (dict(cutoffs=['2024-01-01']), 'datetimes'), (dict(cutoffs=[pd.NaT]), 'missing'),
+       (dict(cutoffs=[pd.Timestamp('2024-01-01', tz='UTC')]), 'time zone'), (dict(cutoffs=pd.to_datetime(['2024-01-01']*2)), '1 rows but 2')]
+
+@pytest.mark.parametrize('bad, message', BAD)
+@pytest.mark.parametrize('engine', [compute_features, featuretools_features])
+def test_bad_requests_get_a_sentence(engine, bad, message):
+    db = shop()
+    with pytest.raises(InputError, match=message): engine(db, plan_features(db.schema, 'customers'), **{'rows': [0], **bad})
+
+BAD_PLANS = [(dict(entity_table='order'), "did you mean 'orders'"), (dict(mask=('pay',)), "'pay'"), (dict(target=('orders', 'pay')), "'pay'"), (dict(max_depth=-1), 'max_depth'),
+             (dict(aggs={'number': ('median',)}), 'median'), (dict(aggs={'datetime': ('sum',)}), 'sum')]
+
+@pytest.mark.parametrize('bad, message', BAD_PLANS)
+def test_bad_plans_get_a_sentence(bad, message):
+    with pytest.raises(InputError, match=message): plan_features(shop().schema, **{'entity_table': 'orders', **bad})
+
+@pytest.mark.parametrize('engine', [compute_features, featuretools_features])
+def test_nothing_in_nothing_out(engine):
+    db = shop()
+    plan = plan_features(db.schema, 'customers')
+    assert engine(db, plan, [], pd.to_datetime([])).shape == (0, len(plan))
+    assert engine(db, plan.select([]), [0, 1]).shape == (2, 0)

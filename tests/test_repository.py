@@ -1,0 +1,169 @@
+"""What must hold of the repository as a whole: generated files, order of the layers, sizes, imports, packaging, nothing private."""
+import ast, json, re, shutil, subprocess, sys, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+import pytest, yaml
+from make_readme import readme
+
+root = Path(__file__).resolve().parent.parent
+notebooks = sorted(root.glob('nbs/*.ipynb'))
+numbered = [p for p in notebooks if p.name[0].isdigit()]
+modules = sorted(p for p in root.glob('rdbpfn/*.py') if not p.name.startswith('_'))
+named = dict(ids=lambda p: p.stem)
+heavy = {'torch', 'dgl', 'featuretools', 'ibis', 'sqlalchemy', 'matplotlib'}
+light = ['rdbpfn', 'rdbpfn.core', 'rdbpfn.schema', 'rdbpfn.database', 'rdbpfn.examples', 'rdbpfn.cli']
+max_module, max_cell, max_notebook = 350, 40, 400*1024     # lines, lines, bytes
+
+
+def run(*args, cwd=root):
+    "Run a program; fail with what it wrote"
+    done = subprocess.run([str(a) for a in args], cwd=cwd, capture_output=True, text=True)
+    assert not done.returncode, f'{args}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}'
+    return done.stdout
+
+
+def sources():
+    "Every file that is committed or would be"
+    names = run('git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard').split('\0')
+    return [root/n for n in names if n and (root/n).exists()]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of the repository that a test may change"
+    for path in sources():
+        to = tmp_path/path.relative_to(root)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, to, follow_symlinks=False)
+    return tmp_path
+
+
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+
+
+# what is generated agrees with its source
+
+@pytest.mark.parametrize('program', ['import nbdev; nbdev.nbdev_export()', 'from nbdev.clean import nbdev_clean; nbdev_clean()',
+                                     'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()'],
+                         ids=['nbdev_export', 'nbdev_clean', 'nbdev.yml'])
+def test_nbdev_changes_nothing(copy, program):
+    before = contents(copy)
+    run(sys.executable, '-c', program, cwd=copy)
+    after = contents(copy)
+    changed = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
+    assert not changed, f'{program} changes these files: run it and commit them'
+
+
+def test_readme_is_the_index():
+    assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run python scripts/make_readme.py'
+
+
+def test_sidebar_lists_every_notebook():
+    listed = re.findall(r'^\s*- (\S+\.ipynb)$', (root/'nbs/sidebar.yml').read_text(), re.M)
+    assert sorted(listed) == [p.name for p in notebooks]
+    assert [n for n in listed if n[0].isdigit()] == [p.name for p in numbered], 'in the order of their numbers'
+    navbar = yaml.safe_load((root/'nbs/_quarto.yml').read_text())['website']['navbar']['left']
+    assert {entry['href'] for entry in navbar} <= set(listed)
+
+
+def test_quarto_file_is_one_file(): assert (root/'nbs/_quarto.yml').resolve() == root/'_quarto.yml'
+
+
+# the order of the layers
+
+def number_of(path):
+    "Number of the notebook that a module comes from"
+    head = re.search(r'File to edit: \S*?nbs/(\d+)_\w+\.ipynb', path.read_text(encoding='utf-8'))
+    assert head, f'{path.name} does not come from a numbered notebook'
+    return int(head[1])
+
+
+def own_imports(path):
+    "Modules of this package that a module imports, wherever in the file, and the imported names"
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            yield from ((a.name.split('.')[1], [a.name]) for a in node.names if a.name.startswith('rdbpfn.'))
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0] == 'rdbpfn'):
+            module, names = (node.module or '').removeprefix('rdbpfn').strip('.'), [a.name for a in node.names]
+            yield from [(module, names)] if module else [(n, [n]) for n in names]
+
+
+@pytest.mark.parametrize('path', modules, **named)
+def test_module_imports_lower_layers_only(path):
+    layers = {p.stem: number_of(p) for p in modules}
+    for module, names in own_imports(path):
+        assert '*' not in names, f'{path.name} imports * from {module}'
+        assert module == '__version__' or layers.get(module, 99) < layers[path.stem], f'{path.name} imports {module}, which is no module below it'
+
+
+@pytest.mark.parametrize('path', modules, **named)
+def test_module_is_short(path): assert len(path.read_text(encoding='utf-8').splitlines()) <= max_module
+
+
+@pytest.mark.parametrize('path', notebooks, **named)
+def test_notebook_form(path):
+    cells = [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+    assert re.fullmatch(r'# \S.*\n\n> \S.*', cells[0][1]), 'the first cell is "# Title", an empty line and "> One sentence", and nothing else'
+    assert path.stat().st_size <= max_notebook
+    for kind, source, outputs in cells:
+        code = [l for l in source.splitlines() if l.strip() and not l.lstrip().startswith('#')] if kind == 'code' else []
+        assert len(code) <= max_cell, source
+        assert not any(o['output_type'] == 'error' for o in outputs), f'a stored error under\n{source}'
+    if path in numbered and any('#| default_exp' in source for _, source, _ in cells):
+        assert cells[-1][1] == '#| hide\nimport nbdev; nbdev.nbdev_export()', 'the last cell exports'
+
+
+# what the user gets
+
+@pytest.mark.parametrize('module', light)
+def test_import_is_light(module):
+    loaded = json.loads(run(sys.executable, '-c', f'import json, sys, {module}; print(json.dumps([*sys.modules]))'))
+    assert not heavy & set(loaded)
+
+
+def test_top_level_names():
+    names = run(sys.executable, '-c', 'import rdbpfn; print([getattr(rdbpfn, n).__name__ for n in rdbpfn.__all__] == rdbpfn.__all__ != [])')
+    assert names.strip() == 'True'
+
+
+def test_no_pickle():
+    risky = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'marshal', 'shelve', 'read_pickle', 'to_pickle', 'allow_pickle'}
+    for path in root.glob('rdbpfn/*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            names = {node.arg} if isinstance(node, ast.keyword) else {getattr(node, 'attr', None), getattr(node, 'id', None)}
+            if isinstance(node, (ast.Import, ast.ImportFrom)): names = {*(getattr(node, 'module', None) or '').split('.'), *(a.name.split('.')[0] for a in node.names)}
+            assert not names & risky, f'{path.name}:{node.lineno} can run code from a file'
+            torch_io = isinstance(node, ast.Attribute) and node.attr in ('load', 'save') and getattr(node.value, 'id', None) == 'torch'
+            assert not torch_io, f'{path.name}:{node.lineno} uses torch.{node.attr}, which is pickle: use safetensors'
+
+
+def test_nothing_private():
+    private = re.compile(rb'(?<![\w.])/(work|root|home/\w+|Users/\w+|tmp/w)\b|pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org|--(extra-)?index-url|--find[-]links')
+    found = {str(p.relative_to(root)): m[0] for p in sources() if (m := private.search(p.read_bytes()))}
+    assert not found, 'a path of one machine or the address of a package registry'
+
+
+def test_wheel_holds_everything(copy):
+    "The wheel made from the source archive has every committed file of the package, and the licence"
+    run(sys.executable, 'setup.py', '-q', 'sdist', '-d', 'out', cwd=copy)
+    archive, = copy.glob('out/*.tar.gz')
+    shutil.unpack_archive(archive, copy/'unpacked')
+    unpacked, = (copy/'unpacked').iterdir()
+    run(sys.executable, 'setup.py', '-q', 'bdist_wheel', '-d', copy/'out', cwd=unpacked)
+    wheel, = copy.glob('out/*.whl')
+    inside = zipfile.ZipFile(wheel).namelist()
+    wanted = {str(p.relative_to(root)) for p in sources() if p.is_relative_to(root/'rdbpfn')}
+    assert wanted == {n for n in inside if n.startswith('rdbpfn/')}
+    assert any(n.endswith('LICENSE') for n in inside)
+
+
+def test_settings():
+    "Names agree, and no requirement holds a space, since setup.py splits there"
+    settings = ConfigParser(delimiters=['='])
+    settings.read(root/'settings.ini')
+    settings = settings['DEFAULT']
+    from rdbpfn import __version__
+    assert settings['version'] == __version__
+    for key in settings:
+        if not key.endswith('requirements'): continue
+        for requirement in settings[key].split(): assert re.match(r'[A-Za-z]', requirement), f'{key}: {requirement}'
