@@ -96,16 +96,18 @@ _ADA = [ # question, cutoff, path, aggregations from the outside in, column, ans
     ('how old are those she gives to?', _NOON, [_PAYS, 'orders.recipient_id -> customers'], ['mean'], 'age', None),       # ben
     ('how old are those she gives to?', _MARCH, [_PAYS, 'orders.recipient_id -> customers'], ['mean'], 'age', 46.5)]      # cleo eve
 
-# %% ../nbs/03_examples.ipynb #9b7ff9e2
+# %% ../nbs/03_examples.ipynb #896f1cf2
 _OTHERS = [ # table, key, and then as above
     ('customers', 'eve', 'how many orders has she paid for?', _MARCH, [_PAYS], ['count'], None, 0),
     ('customers', 'eve', 'what did she pay in all?', _MARCH, [_PAYS], ['sum'], 'paid', None),          # no order
     ('customers', 'ben', 'how many orders has he paid for?', _MARCH, [_PAYS], ['count'], None, 1),
     ('customers', 'ben', 'what did he pay in all?', _MARCH, [_PAYS], ['sum'], 'paid', None),           # one order, no amount
     ('customers', 'dan', 'how old is the one who brought the one who brought him?', _MARCH, ['customers.referred_by -> customers']*2, [], 'age', 36.),
+    ('customers', 'eve', 'where does the one live who brought her?', _MARCH, ['customers.referred_by -> customers'], [], 'city', 'Oslo'),
     ('orders', 4, 'how old is the recipient?', _NOON, ['orders.recipient_id -> customers'], [], 'age', 52.),
     ('orders', 5, 'how old is the recipient?', _NOON, ['orders.recipient_id -> customers'], [], 'age', None),  # eve joins later
     ('orders', 7, 'where does the payer live?', _MARCH, ['orders.customer_id -> customers'], [], 'city', None), # zoe is gone
+    ('orders', 1, 'what is the price of its dearest item?', _MARCH, ['orders <- items.order_id', 'items.product_id -> products'], ['max'], 'price', 6.5),
     ('products', 'tea', 'how often was it bought?', _NOON, ['products <- items.product_id'], ['count'], None, 4),
     ('products', 'cup', 'how many were bought?', _NOON, ['products <- items.product_id'], ['sum'], 'quantity', 5.),
     ('products', 'mat', 'how often was it bought?', _MARCH, ['products <- items.product_id'], ['count'], None, 0),
@@ -114,8 +116,8 @@ _OTHERS = [ # table, key, and then as above
     ('returns', 1, 'how many came back?', _MARCH, ['returns.(order_id, line) -> items'], [], 'quantity', 1.),
     ('returns', 3, 'how many came back?', _MARCH, ['returns.(order_id, line) -> items'], [], 'quantity', None)] # no such line
 
-# %% ../nbs/03_examples.ipynb #d9a123c2
-def shop_answers() -> pd.DataFrame: # (29, 8): table, key, question, cutoff, path, aggs, column, answer; None is null
+# %% ../nbs/03_examples.ipynb #b6edf6af
+def shop_answers() -> pd.DataFrame: # (31, 8): table, key, question, cutoff, path, aggs, column, answer; None is null
     "Questions about `shop()` with the answers a person worked out: the yardstick of every feature engine [C.2.2]"
     rows = [('customers', 'ada', *a) for a in _ADA] + _OTHERS
     return pd.DataFrame(rows, columns='table key question cutoff path aggs column answer'.split(), dtype=object)

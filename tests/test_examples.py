@@ -163,8 +163,6 @@ def test_broken_folders_say_what_is_wrong(copy):
     folder = copy/'tasks/plane-no-flight-7d'
     (folder/'task.json').write_text('{"label": "labels"}')
     with pytest.raises(InputError, match="no column 'labels'"): Task.from_folder(copy, 'plane-no-flight-7d')
-    (folder/'task.json').write_text('{"entity": "no_flight"}')
-    with pytest.raises(InputError, match="column for the label, but 2 fit"): Task.from_folder(copy, 'plane-no-flight-7d')
     (folder/'task.json').write_text('{"entity": "no_flight", "label": "no_flight"}')
     with pytest.raises(InputError, match="primary key 'no_flight', but 0 fit"): Task.from_folder(copy, 'plane-no-flight-7d')
     (folder/'task.json').write_text('{}')

@@ -1,9 +1,12 @@
 """What must hold of the repository as a whole: generated files, order of the layers, sizes, imports, packaging, nothing private."""
-import ast, json, re, shutil, subprocess, sys, zipfile
+import ast, importlib, json, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 import pytest, yaml
 from make_readme import readme
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted(root.glob('nbs/*.ipynb'))
@@ -113,7 +116,15 @@ def test_notebook_form(path):
         assert cells[-1][1] == '#| hide\nimport nbdev; nbdev.nbdev_export()', 'the last cell exports'
 
 
-# what the user gets
+# what the reader and the user get
+
+def test_site_renders(copy):
+    "Every notebook becomes a page, with no broken link and no syntax that the site does not know"
+    if sys.version_info < (3, 11): pytest.skip('smalldocs needs Python 3.11')
+    out = run(sys.executable, 'scripts/preview_docs.py', cwd=copy)
+    assert len(list(copy.glob('_docs/*.html'))) == len(notebooks), out
+    assert 'def seed_of(' in re.sub('<[^>]+>', '', (copy/'_docs/core.html').read_text(encoding='utf-8')), 'exported code is on the page'
+
 
 @pytest.mark.parametrize('module', light)
 def test_import_is_light(module):
@@ -157,13 +168,32 @@ def test_wheel_holds_everything(copy):
     assert any(n.endswith('LICENSE') for n in inside)
 
 
-def test_settings():
-    "Names agree, and no requirement holds a space, since setup.py splits there"
-    settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini')
-    settings = settings['DEFAULT']
-    from rdbpfn import __version__
-    assert settings['version'] == __version__
-    for key in settings:
-        if not key.endswith('requirements'): continue
-        for requirement in settings[key].split(): assert re.match(r'[A-Za-z]', requirement), f'{key}: {requirement}'
+def settings():
+    "What settings.ini says"
+    parser = ConfigParser(delimiters=['='])
+    parser.read(root/'settings.ini', encoding='utf-8')
+    return parser['DEFAULT']
+
+
+def required(*keys):
+    "Names of the packages under some keys of settings.ini, written in one way"
+    return {canonicalize_name(Requirement(r).name) for key in keys for r in settings()[key].split()}
+
+
+def test_settings_are_well_formed():
+    assert settings()['version'] == importlib.import_module('rdbpfn').__version__
+    required(*(key for key in settings() if key.endswith('requirements')))       # no space within a requirement: setup.py splits there
+
+
+@pytest.mark.parametrize('path', modules, **named)
+def test_imports_are_required(path):
+    "What a module imports is installed without the tools of the developer"
+    keys = [key for key in settings() if key.endswith('requirements') and key != 'dev_requirements']
+    installed, wanted = packages_distributions(), required(*keys)
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+        else: continue
+        for name in {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - {'rdbpfn'}:
+            packages = {canonicalize_name(p) for p in installed.get(name, [name])}
+            assert packages & wanted, f'{path.name} imports {name}: add it to the requirements in settings.ini'

@@ -1,0 +1,355 @@
+"""The database against brute force, its faults, and the real folders where they are at hand"""
+import datetime as dt, decimal, json, pickle, random, sqlite3, sys, time, types, uuid, warnings
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from rdbpfn.core import InputError
+from rdbpfn.database import Database
+from rdbpfn.schema import Column, ForeignKey, Schema, Table, _layers, _positions, as_stored, as_times, infer_kind
+from rdbpfn.sql import read_sql
+
+REAL = Path(__file__).resolve().parents[2]/'shared'/'data'
+col = lambda *names: tuple(Column(n, 'key') for n in names)
+
+def pair(parent, child, **more):
+    "Two tables, one foreign key"
+    return Database.from_frames(dict(p=pd.DataFrame(dict(id=parent)), c=pd.DataFrame(dict(ref=child))), dict(p='id'), dict(c={'ref': 'p'}), **more)
+def rows(db): return db.parent_rows(db.schema.fkeys[0]).tolist()
+
+# ---- keys: the same answer as comparing each with each, in every form of storage
+
+def forms(values):
+    "One list of keys in every form in which a frame may hold it"
+    yield pd.Series(values, dtype=object)
+    if all(isinstance(v, int) or v is None for v in values):
+        yield pd.Series(values, dtype='float64')
+        yield pd.Series(values, dtype='Int64')
+        yield pd.Series([None if v is None else decimal.Decimal(v) for v in values], dtype=object)
+        yield pd.Series(values, dtype='Int64').astype('category')
+        yield pd.Series(values, dtype='int64[pyarrow]')
+        if None not in values: yield pd.Series(values, dtype='int32')
+    else:
+        yield pd.Series(values, dtype='string')
+        yield pd.Series(values, dtype='category')
+        yield pd.Series(values, dtype='string[pyarrow]')
+
+@pytest.mark.parametrize('make', [lambda i: i*7 - 20, lambda i: f'k{i}'], ids=['whole numbers', 'text'])
+def test_parent_rows_equal_brute_force_in_every_form(make):
+    gen = random.Random(0)
+    parent = [make(i) for i in gen.sample(range(30), 20)]
+    child = [None if gen.random() < .2 else make(gen.randrange(40)) for _ in range(60)]
+    expected = [parent.index(c) if c in parent else -1 for c in child]
+    assert -1 in expected and max(expected) > 0
+    for p in forms(parent):
+        for c in forms(child):
+            assert rows(pair(p, c)) == expected, (p.dtype, c.dtype)
+            assert pair(p, c).row_of('p', c).tolist() == expected, (p.dtype, c.dtype)
+
+def test_composite_keys_equal_brute_force():
+    gen = random.Random(1)
+    parent = gen.sample([(a, b) for a in range(6) for b in 'uvwxyz'], 25)
+    child = [(gen.choice([None, *range(7)]), gen.choice([None, *'uvwxyz!'])) for _ in range(80)]
+    frames = dict(p=pd.DataFrame(parent, columns=['a', 'b']), c=pd.DataFrame(child, columns=['x', 'y']))
+    db = Database.from_frames(frames, dict(p=('a', 'b')), dict(c={('x', 'y'): 'p'}))
+    expected = [parent.index(c) if c in parent else -1 for c in child]
+    assert rows(db) == expected == db.row_of('p', child).tolist() == db.row_of('p', frames['c']).tolist()
+    named = frames['c'].rename(columns=dict(x='a', y='b'))[['b', 'a']]
+    assert db.row_of('p', named).tolist() == expected              # a frame with the key's names: by name, not by order
+    with pytest.raises(InputError, match='has 2 columns'): db.row_of('p', [(1,)])
+    assert db.row_of('p', []).tolist() == []
+
+def test_a_null_parent_key_is_never_met(): assert rows(pair([1, None, 3], [None, 3, 1])) == [-1, 2, 0]
+def test_dates_match_across_units_and_types():
+    days = pd.date_range('2024-01-01', periods=3)
+    assert rows(pair(days.astype('datetime64[us]'), [dt.date(2024, 1, 3), None, dt.date(2023, 1, 1)])) == [2, -1, -1]
+
+def test_floats_that_cannot_tell_whole_numbers_apart_do_not_match():
+    big = 2**53
+    assert rows(pair([big+1, big+2, 5], [float(big+2), 5., 5.5])) == [-1, 2, -1]
+    assert rows(pair([big+1, big+2, 5], pd.array([big+1, None, 5], 'Int64'))) == [0, -1, 2]
+
+@pytest.mark.parametrize('parent, child', [([1, 2], ['1', '2']), (['1', '2'], [1, 2]), ([True, False], [1, 0]), ([0, 1], pd.date_range('1970', periods=2))])
+def test_keys_of_different_types_are_refused_and_reported(parent, child):
+    db = pair(parent, child)
+    report = db.integrity()
+    assert (report.problem == 'wrong type').sum() == 1 and report[report.problem == 'wrong type']['count'].item() == 2
+    assert 'c.ref' in report.attrs['summary']
+    with pytest.raises(InputError, match=r'c\.ref -> p holds .* where p\.id holds'): rows(db)
+    with pytest.raises(InputError, match='list of keys for .p. holds'): db.row_of('p', child)
+
+def test_objects_can_be_keys():
+    a, b = uuid.UUID(int=1), uuid.UUID(int=2)
+    assert rows(pair([a, b], [b, None, a])) == [1, -1, 0]
+
+def test_duplicates_name_table_column_count():
+    db = pair([1, 1, 2, 1], [2, 1])
+    for ask in (lambda: rows(db), lambda: db.row_of('p', [1])):
+        with pytest.raises(InputError, match=r'p\.id is not unique: 2 rows .*such as 1'): ask()
+    assert db.integrity().values.tolist() == [['p', 'id', 'duplicate key', 2, 1]]
+
+def test_a_reference_to_other_columns_than_the_primary_key():
+    frames = dict(p=pd.DataFrame(dict(id=[1, 2], code=['x', 'y'])), c=pd.DataFrame(dict(code=['y', 'z'])))
+    db = Database.from_frames(frames, dict(p='id'), dict(c={'code': ['p', 'code']}))
+    assert rows(db) == [1, -1] and db.schema['p']['code'].kind == 'key'
+
+def test_empty_tables():
+    db = pair(pd.Series([], dtype='int64'), pd.Series([], dtype=object))
+    assert rows(db) == [] and len(db.integrity()) == 0 and db.graph().fan_out(db.schema.fkeys[0]).tolist() == []
+    assert rows(pair(pd.Series([], dtype='int64'), [1])) == [-1]
+
+def test_a_million_rows_in_less_than_two_seconds():
+    n, gen = 1_000_000, np.random.default_rng(0)
+    ref = gen.integers(0, n//5, n)
+    db = pair(np.arange(n//5), ref)
+    start = time.perf_counter()
+    assert (db.parent_rows(db.schema.fkeys[0]) == ref).all()
+    assert time.perf_counter() - start < 2
+    assert db.parent_rows(db.schema.fkeys[0]) is db.parent_rows(db.schema.fkeys[0])    # computed once
+
+# ---- nothing of the caller's is changed, nothing handed out can be spoilt
+
+def test_the_callers_frames_are_untouched():
+    frames = dict(p=pd.DataFrame(dict(id=[3, 4], when=['2024-01-01', None], n=[decimal.Decimal(1), None]), index=[9, 9]), c=pd.DataFrame(dict(ref=[3.], tag=pd.Categorical(['a'])), index=['x']))
+    kept, ids = {n: f.copy(deep=True) for n, f in frames.items()}, {n: id(f) for n, f in frames.items()}
+    db = Database.from_frames(frames, dict(p='id'), dict(c={'ref': 'p'}), dict(p='when'))
+    rows(db), db.integrity(), db.upto('2024-02-01'), db.graph()
+    for n in frames:
+        assert id(frames[n]) == ids[n]
+        pd.testing.assert_frame_equal(frames[n], kept[n])
+    assert [list(f.index) for f in db.table_dict.values()] == [[0, 1], [0]]
+    with pytest.raises(ValueError): db.parent_rows(db.schema.fkeys[0])[0] = 1
+    assert rows(pickle.loads(pickle.dumps(db))) == rows(db) == [0]
+
+# ---- names that do not exist, things that cannot be
+
+@pytest.mark.parametrize('keys, said', [
+    (dict(pkey_col={'pp': 'id'}), "no table 'pp'"), (dict(pkey_col={'p': 'idd'}), "no column 'idd' in table 'p'"),
+    (dict(pkey_col={'p': 'id'}, fkey_col_to_pkey_table={'c': {'reff': 'p'}}), "no column 'reff'"),
+    (dict(fkey_col_to_pkey_table={'c': {'ref': 'p'}}), 'p, which has no primary key'),
+    (dict(fkey_col_to_pkey_table={'c': {'ref': 'q'}}), "no table 'q'"),
+    (dict(time_col={'c': 'n'}), r'c\.n should hold times but holds numbers'),
+    (dict(time_col={'c': 'word'}), r"c\.word should hold times, but 2 values .*such as 'a'"),
+    (dict(kinds={'c': {'word': 'number'}}), r'c\.word is said to hold numbers'),
+    (dict(kinds={'c': {'word': 'colour'}}), "kind 'colour'")])
+def test_bad_input_is_one_sentence(keys, said):
+    frames = dict(p=pd.DataFrame(dict(id=[1])), c=pd.DataFrame(dict(ref=[1, 2], n=[1, 2], word=['a', 'b'])))
+    with pytest.raises(InputError, match=said) as e: Database.from_frames(frames, **keys)
+    assert '\n' not in str(e.value)
+
+def test_unknown_tables_and_foreign_keys():
+    db = pair([1], [1])
+    for ask in (lambda: db.n_rows('x'), lambda: db.times('x'), lambda: db.row_of('x', [1]), lambda: db.row_of('c', [1]), lambda: db.parent_rows(ForeignKey('c', 'ref', 'q', 'id')), lambda: db.parent_rows('x')):
+        with pytest.raises(InputError): ask()
+
+# ---- forms of storage
+
+def test_every_kind_is_stored_in_one_form():
+    odd = dict(number=[pd.array([1, None], 'Int64'), [decimal.Decimal('1.5'), None], pd.array([1, 2], 'int64[pyarrow]'), [1, 2.5], np.array([1, 2], 'int8')],
+               boolean=[[True, None], pd.array([True, None], 'boolean'), [True, False]], category=[pd.Categorical(['a', None]), ['a', None], pd.array(['a', None], 'string')],
+               datetime=[[dt.date(2024, 1, 1), None], pd.to_datetime(['2024-01-01', None], utc=True), pd.date_range('2024', periods=2, unit='s')])
+    allowed = dict(number='iuf', boolean='b', category='O', datetime='M')
+    for kind, many in odd.items():
+        for values in many:
+            s = pd.Series(values)
+            assert infer_kind(s) == kind, (values, infer_kind(s))
+            stored = as_stored(s, kind, 't.c')
+            assert stored.dtype.kind in allowed[kind] and stored.isna().tolist() == s.isna().tolist(), values
+    assert as_stored(pd.Series([[1, 2], None, {'a': 1}]), 'text', 't.c').tolist() == ['[1, 2]', None, "{'a': 1}"]
+
+def test_times_in_zones_are_utc_whatever_holds_them():
+    noon, want = dt.datetime(2024, 7, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2))), pd.Timestamp('2024-07-01 10:00')
+    for values in ([noon], ['2024-07-01T12:00:00+02:00'], pd.Series([noon]).dt.tz_convert('Asia/Tokyo'), ['2024-07-01 10:00:00'], pd.Series([noon]).astype('string')):
+        assert as_times(pd.Series(values), 't.c')[0] == want
+    with pytest.raises(InputError, match='time zone on 1 of its 2'): as_times(pd.Series([noon, dt.datetime(2024, 7, 1)]), 't.c')
+    never = as_times(pd.Series(pd.array(['9999-12-31', '0001-01-01', '2024-01-01'], 'string')), 't.c')
+    assert never.isna().tolist() == [True, True, False]
+    assert as_times(pd.Series(np.array(['9999-12-31', '1677-01-01', '2024-01-01'], 'datetime64[us]')), 't.c').isna().tolist() == [True, True, False]
+    with pytest.raises(InputError, match='1 values are none'): as_times(pd.Series(['2024-13-45']), 't.c')
+
+# ---- before a moment
+
+def test_upto_is_strict_and_cuts_references():
+    when = pd.to_datetime(['2024-01-01', '2024-01-02', None])
+    frames = dict(p=pd.DataFrame(dict(id=[1, 2, 3], t=when)), c=pd.DataFrame(dict(ref=[1, 2, 3, 2])))
+    db = Database.from_frames(frames, dict(p='id'), dict(c={'ref': 'p'}), dict(p='t'))
+    early = db.upto('2024-01-02')
+    assert early.table_dict['p'].id.tolist() == [1] and rows(early) == [0, -1, -1, -1]
+    assert db.upto(pd.Timestamp('2024-01-02 00:00:00.000000001')).n_rows('p') == 2
+    assert db.upto(np.datetime64('2024-01-02T00:00')).n_rows('p') == 1 and db.upto(dt.date(2030, 1, 1)).n_rows('p') == 2
+    for bad in (None, 'soon', 5, float('nan')):
+        with pytest.raises(InputError, match='not a moment'): db.upto(bad)
+
+# ---- schema: walk, order, drawing, on random graphs
+
+def random_schema(seed):
+    gen = random.Random(seed)
+    n = gen.randint(1, 9)
+    edges = [(c, p) for c in range(n) for p in range(c+1) if gen.random() < .4]
+    tables = tuple(Table(f't{i}', col('id', *(f'f{i}_{p}' for c, p in edges if c == i)), 'id') for i in gen.sample(range(n), n))
+    return Schema(tables, tuple(ForeignKey(f't{c}', f'f{c}_{p}', f't{p}', 'id') for c, p in edges))
+
+@pytest.mark.parametrize('seed', range(30))
+def test_order_and_layers_of_random_schemas(seed):
+    s = random_schema(seed)
+    order = s.topological_order()
+    assert sorted(order) == sorted(s.names) and all(order.index(f.parent) < order.index(f.child) for f in s.fkeys if f.child != f.parent)
+    assert Schema.from_dict(json.loads(json.dumps(s.to_dict()))) == s
+    layers, chains, back = _layers(s)
+    at = {p: i for i, layer in enumerate(layers) for p in layer}
+    assert not back and sorted(p for p in at if isinstance(p, str)) == sorted(s.names)
+    assert all([at[p] for p in c] == list(range(at[f.parent], at[f.child]+1)) for f, c in chains.items())    # no arrow skips a layer
+    x = _positions(layers, chains, lambda p: 1.)
+    assert all(x[b] - x[a] > 1 for layer in layers for a, b in zip(layer, layer[1:])), 'boxes keep clear of each other'
+
+def test_cycles_are_found_named_and_drawn():
+    import matplotlib; matplotlib.use('Agg')
+    tables = tuple(Table(n, col('id', 'a', 'b'), 'id') for n in 'xyz')
+    s = Schema(tables, (ForeignKey('x', 'a', 'y', 'id'), ForeignKey('y', 'a', 'z', 'id'), ForeignKey('z', 'a', 'x', 'id'), ForeignKey('z', 'b', 'z', 'id')))
+    assert s.find_cycle() == ['x', 'y', 'z', 'x']
+    db = Database.from_frames({n: pd.DataFrame(dict(id=[1], a=[1], b=[1])) for n in 'xyz'}, dict.fromkeys('xyz', 'id'), dict(x={'a': 'y'}, y={'a': 'z'}, z={'a': 'x', 'b': 'z'}))
+    assert db.schema.find_cycle() and db.integrity().values.tolist() == [['x', '', 'cycle', 3, 'x -> y -> z -> x']]
+    assert s.draw().patches and Schema(()).draw() is not None and Schema(tables[:1]).draw() is not None
+    matplotlib.pyplot.close('all')
+
+# ---- folders
+
+def test_folder_keeps_what_dtypes_cannot_say(tmp_path):
+    frames = dict(p=pd.DataFrame(dict(a=[1, 2], b=['u', 'v'])), q=pd.DataFrame(dict(id=[1, 2])),
+                  c=pd.DataFrame(dict(x=[1, None], y=['u', None], both=[1, 2], text=[f'{i}' for i in range(2)], flag=[True, None], t=['2024-01-01', '2024-01-02'])))
+    db = Database.from_frames(frames, dict(p=('a', 'b'), q='id'), dict(c={('x', 'y'): 'p', 'both': ['q', 'id']}), dict(c='t'), dict(c={'text': 'text'}))
+    again = Database.from_folder(db.to_folder(tmp_path/'a'))
+    assert again.schema == db.schema and [again.parent_rows(f).tolist() for f in again.schema.fkeys] == [[0, -1], [0, 1]]
+    for n in frames: pd.testing.assert_frame_equal(again.table_dict[n], db.table_dict[n])
+    assert Database.from_folder(db.upto('2024-01-02').to_folder(tmp_path/'b')).schema == db.schema
+    two = Schema(db.schema.tables, (*db.schema.fkeys, ForeignKey('c', 'both', 'p', 'a')))      # one column, two parents
+    assert Database.from_folder(Database(frames, two).to_folder(tmp_path/'c')).schema.fkeys.__len__() == 3
+
+def test_folders_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match='no schema.json'): Database.from_folder(tmp_path)
+    (tmp_path/'schema.json').write_text('{"a": {}}')
+    with pytest.raises(InputError, match='no a.parquet'): Database.from_folder(tmp_path)
+    (tmp_path/'db').mkdir(); (tmp_path/'db'/'a.parquet').write_text('x'*100)
+    with pytest.raises(InputError, match='cannot be read'): Database.from_folder(tmp_path)
+    (tmp_path/'schema.json').write_text('{')
+    with pytest.raises(InputError, match='cannot be read'): Database.from_folder(tmp_path)
+
+@pytest.mark.parametrize('name, n_tables, n_fkeys', [('rel-f1', 9, 13), ('nycflights13', 5, 6), ('intl_football', 5, 7), ('cdnow', 2, 1)])
+def test_real_folders(name, n_tables, n_fkeys):
+    if not (REAL/name).is_dir(): pytest.skip(f'{name} is not at hand')
+    db = Database.open(REAL/name)
+    spec = json.loads((REAL/name/'schema.json').read_text())
+    assert (len(db.schema.tables), len(db.schema.fkeys), db.schema.find_cycle()) == (n_tables, n_fkeys, None)
+    assert not {'duplicate key', 'wrong type', 'cycle'} & {*db.integrity().problem}
+    for f in db.schema.fkeys:
+        met = spec[f.child].get('fk_match', {}).get(f.columns[0])
+        known = db.table_dict[f.child][f.columns[0]].notna()
+        if met is not None: assert abs((db.parent_rows(f)[known] >= 0).mean() - met) < 1e-3, f.name
+
+# ---- SQL
+
+@pytest.fixture
+def sqlite(tmp_path):
+    def make(script):
+        con = sqlite3.connect(tmp_path/'a b.db'); con.executescript(script); con.commit(); con.close()
+        return f'sqlite:///{tmp_path}/a b.db'
+    return make
+
+def test_sqlite_declarations(sqlite):
+    url = sqlite("""create table t ("the id" integer primary key, d date, e timestamp, n integer, b boolean, bad date, mixed integer, s varchar(9));
+      insert into t values (1, '2024-01-01', 1704067200, '', 1, '01/02/2024', 1, ''), (2, '', 1704153600, 5, null, 'x', 'one', 'a')""")
+    f = Database.from_sql(url, time_col={'t': 'e'}).table_dict['t']
+    assert f.d.tolist()[0] == pd.Timestamp('2024-01-01') and f.d.isna().tolist() == [False, True]
+    assert f.e.tolist() == [pd.Timestamp('2024-01-01'), pd.Timestamp('2024-01-02')]
+    assert f.n.isna().tolist() == [True, False] and f.b.tolist() == [True, pd.NA] and f.bad.tolist() == ['01/02/2024', 'x'] and f.s.tolist() == ['', 'a']
+    assert f.mixed.astype(str).tolist() == ['1', 'one']
+
+def test_sqlite_is_never_written_and_names_are_quoted(sqlite):
+    url = sqlite('''create table "select" (id integer primary key, "from" integer references "SELECT", "x""y" text); insert into "select" values (1, null, 'a'), (2, 1, 'b')''')
+    path = url.removeprefix('sqlite:///')
+    before, stamp = Path(path).read_bytes(), Path(path).stat().st_mtime_ns
+    db = Database.from_sql(url)
+    assert rows(db) == [-1, 0] and db.schema['select'].names == ('id', 'from', 'x"y')
+    assert Path(path).read_bytes() == before and Path(path).stat().st_mtime_ns == stamp and len(list(Path(path).parent.iterdir())) == 1
+
+def test_sqlite_odd_references(sqlite):
+    url = sqlite("""create table p (a integer, b text, primary key (a, b)); insert into p values (1, 'u'), (2, 'v');
+      create table c (x integer, y text, gone integer references nowhere(id), foreign key (x, y) references P(A, B)); insert into c values (2, 'v', 1), (2, 'u', 2)""")
+    db = Database.from_sql(url)
+    assert [f.name for f in db.schema.fkeys] == ['c.(x, y) -> p'] and rows(db) == [1, -1]
+    assert Database.from_sql(url, tables=['c']).schema.fkeys == ()
+    with pytest.raises(InputError, match="no table 'cc'"): Database.from_sql(url, tables=['cc'])
+
+def test_time_column_is_guessed_only_when_there_is_one(sqlite):
+    url = sqlite("create table one (id integer primary key, at datetime); create table two (id integer primary key, made date, sent date);")
+    con = sqlite3.connect(url.removeprefix('sqlite:///')); con.execute("insert into one values (1, '2024-01-01')"); con.execute("insert into two values (1, '2024-01-01', '2024-01-02')"); con.commit(); con.close()
+    with pytest.warns(UserWarning, match=r"'two' has several columns of dates \(made, sent\)"): db = Database.from_sql(url)
+    assert (db.schema['one'].time_col, db.schema['two'].time_col) == ('at', None) and 'no time' in db.integrity().problem.tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db = Database.from_sql(url, time_col=dict(one=None, two='made'))
+    assert (db.schema['one'].time_col, db.schema['two'].time_col) == (None, 'made')
+
+def test_duckdb_types_and_keys(tmp_path):
+    duckdb = pytest.importorskip('duckdb')
+    con = duckdb.connect(tmp_path/'a.duckdb')
+    con.execute("""create table p (id uuid primary key, name varchar, price decimal(9,2), tags varchar[], ok boolean, n smallint, day date);
+      create table c (id integer primary key, p uuid references p(id), seen timestamptz);
+      insert into p values ('00000000-0000-0000-0000-000000000001', 'x', 1.25, ['a'], null, null, '2024-01-01'), ('00000000-0000-0000-0000-000000000002', null, null, null, true, 3, null);
+      insert into c values (1, '00000000-0000-0000-0000-000000000002', '2024-01-01 01:00:00+01'), (2, null, null);
+      create view v as select * from c""")
+    con.close()
+    db = Database.open(tmp_path/'a.duckdb')
+    assert db.schema.names == ('p', 'c') and rows(db) == [1, -1] and db.times('c')[0] == np.datetime64('2024-01-01')
+    assert [c.kind for c in db.schema['p'].columns] == ['key', 'category', 'number', 'category', 'boolean', 'number', 'datetime']
+    assert Database.from_folder(db.to_folder(tmp_path/'out')).schema == db.schema
+    assert Database.from_sql(f'duckdb://{tmp_path}/a.duckdb', tables=['v'], pkey_col={'v': 'id'}).row_of('v', [2]).tolist() == [1]
+
+@pytest.mark.parametrize('url', ['postgresql+nodriver://anna:s3cret@db.example/shop', 'mysql+pymysql://anna:s3cret@127.0.0.1:1/shop', 'postgresql://127.0.0.1:1/shop?password=s3cret', 'nosuch://anna:s3cret@host/shop',
+                                 'anna:s3cret@host', 'postgresql://anna:s3cret@host:port/x'])
+def test_unreachable_databases_are_one_sentence_without_the_password(url):
+    with pytest.raises(InputError) as e: read_sql(url)
+    assert 's3cret' not in str(e.value) and '\n' not in str(e.value) and e.value.__suppress_context__
+
+def test_what_cannot_be_opened(tmp_path):
+    (tmp_path/'x.db').write_text('not a database '*20)
+    for what, said in ((tmp_path/'x.db', 'not a database'), ('nothing', "no folder or file 'nothing'"), ('sqlite:///nothing.db', "no file 'nothing.db'"), ('duckdb:///nothing.db', 'no file')):
+        with pytest.raises(InputError, match=said): Database.open(what)
+
+# ---- RelBench, whose shape is all that is needed
+
+@pytest.fixture
+def relbench(monkeypatch):
+    class Table:
+        def __init__(self, df, fkey_col_to_pkey_table, pkey_col=None, time_col=None): self.df, self.fkey_col_to_pkey_table, self.pkey_col, self.time_col = df, fkey_col_to_pkey_table, pkey_col, time_col
+    class Rel:
+        def __init__(self, table_dict): self.table_dict = table_dict
+    monkeypatch.setitem(sys.modules, 'relbench', types.ModuleType('relbench'))
+    monkeypatch.setitem(sys.modules, 'relbench.base', types.SimpleNamespace(Table=Table, Database=Rel))
+
+def test_relbench_there_and_back(relbench):
+    frames = dict(p=pd.DataFrame(dict(id=[1, 2])), c=pd.DataFrame(dict(a=[2], b=[1], t=pd.to_datetime(['2024-01-01']))))
+    db = Database.from_frames(frames, dict(p='id'), dict(c={'a': 'p', 'b': 'p'}), dict(c='t'))
+    rel = db.to_relbench()
+    assert rel.table_dict['c'].fkey_col_to_pkey_table == {'a': 'p', 'b': 'p'} and rel.table_dict['c'].time_col == 't' and rel.table_dict['c'].pkey_col is None
+    again = Database.open(rel)
+    assert again.schema == db.schema and [again.parent_rows(f).tolist() for f in again.schema.fkeys] == [[1], [0]]
+    rel.table_dict['c'].df.loc[0, 'a'] = 1
+    assert rows(db) == [1] and db.table_dict['c'].a[0] == 2
+
+def test_relbench_refuses_what_it_cannot_hold(relbench):
+    frames = dict(p=pd.DataFrame(dict(a=[1], b=[1])), c=pd.DataFrame(dict(a=[1], b=[1])))
+    for keys in (dict(pkey_col=dict(p=('a', 'b'))), dict(pkey_col=dict(p='a'), fkey_col_to_pkey_table=dict(c={'b': ['p', 'b']})), dict(pkey_col=dict(p='a', c='a'), fkey_col_to_pkey_table=dict(c={'b': ['p', 'a']}, p={'b': [['c', 'a'], ['p', 'a']]}))):
+        with pytest.raises(InputError, match='RelBench cannot hold'): Database.from_frames(frames, **keys).to_relbench()
+
+def test_relbench_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'relbench', None)
+    monkeypatch.setitem(sys.modules, 'relbench.base', None)
+    with pytest.raises(InputError, match='pip install'): pair([1], [1]).to_relbench()
+
+# ---- the instance graph
+
+def test_graph_is_the_schema_graph_row_by_row():
+    db = pair([1, 2, 3], [3, 3, None, 9, 1])
+    f, = db.schema.fkeys
+    g = db.graph()
+    assert [e.tolist() for e in g.edges[f]] == [[0, 1, 4], [2, 2, 0]] and g.fan_out(f).tolist() == [1, 0, 2] and g.n_rows == dict(p=3, c=5)
+    assert {k: [v[0].tolist(), v[1].tolist()] for k, v in g.relations.items()} == {('c', f.name, 'p'): [[0, 1, 4], [2, 2, 0]], ('p', f'reverse {f.name}', 'c'): [[2, 2, 0], [0, 1, 4]]}

@@ -1,0 +1,139 @@
+"""Long runs: a killed run resumes to the same bits, two processes follow one, damage ends in a sentence, and the tiny preset learns."""
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest, torch
+from safetensors.torch import load_file
+from rdbpfn.core import InputError
+from rdbpfn.model import ModelConfig
+from rdbpfn.train import PRESETS, auc, averaged, load_checkpoint, make_optimizer, pretrain, start, step_shape, train_step
+
+SMALL = replace(PRESETS['tiny'], steps=12, rows=(20, 40), cols=(2, 4), tokens=512, model=ModelConfig(n_layers=1, width=16, n_heads=2, hidden=16))
+ENV = os.environ | dict(OMP_NUM_THREADS='1')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads(); torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def script(steps, out, resume=False, extra='', **options):
+    "A program that runs SMALL for so many steps"
+    return f'''
+import torch, os, sys; torch.set_num_threads(1)
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train import SMALL, replace, pretrain
+{extra}
+pretrain(replace(SMALL, steps={steps}), {str(out)!r}, resume={resume}, save_every=0., progress_bar=False)
+'''
+
+
+def test_kill_at_random_moments_resumes_to_the_same_bits(tmp_path):
+    steps = 400
+    pretrain(replace(SMALL, steps=steps), tmp_path/'whole', save_every=1e9, validate_every=1e9, progress_bar=False)
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(10):
+        resume = (tmp_path/'killed'/'checkpoint.safetensors').exists()
+        p = subprocess.Popen([sys.executable, '-c', script(steps, tmp_path/'killed', resume)], env=ENV, stderr=subprocess.PIPE)
+        while p.poll() is None and not (tmp_path/'killed'/'checkpoint.safetensors').exists(): time.sleep(.02)
+        before = progress(tmp_path/'killed') if resume else 0
+        deadline = time.time() + 60
+        while p.poll() is None and time.time() < deadline and progress(tmp_path/'killed') < min(before + 2, steps): time.sleep(.01)
+        time.sleep(float(rng.uniform(0, .15)))
+        if p.poll() is None: p.kill(); kills += 1
+        p.wait()
+    assert kills >= 5, 'the run finished before it could be killed'
+    if progress(tmp_path/'killed') < steps: subprocess.run([sys.executable, '-c', script(steps, tmp_path/'killed', True)], env=ENV, check=True)
+    a, b = (load_file(tmp_path/d/'rdbpfn.safetensors') for d in ('whole', 'killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def progress(out):
+    try: return load_checkpoint(out/'checkpoint.safetensors', torch.device('cpu'))[3]['step']
+    except InputError: return 0
+
+
+def test_two_processes_follow_the_same_path_as_one(tmp_path):
+    extra = "import torch.distributed as dist\ndist.init_process_group('gloo')"
+    (tmp_path/'two.py').write_text(script(12, tmp_path/'two', extra=extra))
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(tmp_path/'two.py')], env=ENV, check=True, capture_output=True)
+    pretrain(SMALL, tmp_path/'one', progress_bar=False)
+    a, b = (load_file(tmp_path/d/'rdbpfn.safetensors') for d in ('one', 'two'))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-3
+    one, two = (json.loads((tmp_path/d/'metrics.jsonl').read_text().splitlines()[-1]) for d in ('one', 'two'))
+    assert one['tables'] == two['tables'] and abs(one['train_loss'] - two['train_loss']) < 1e-3
+
+
+def test_ctrl_c_saves(tmp_path):
+    p = subprocess.Popen([sys.executable, '-c', script(10**6, tmp_path/'run')], env=ENV)
+    while not (tmp_path/'run'/'checkpoint.safetensors').exists(): time.sleep(.05); assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    assert p.wait(60) == 0 and progress(tmp_path/'run') > 0
+    assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text().splitlines()[-1])['step'] == progress(tmp_path/'run')
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path):
+    pretrain(SMALL, tmp_path, progress_bar=False)
+    good = (tmp_path/'checkpoint.safetensors').read_bytes()
+    model, optimizer, config, _ = load_checkpoint(tmp_path/'checkpoint.safetensors', torch.device('cpu'))
+    with torch.no_grad(): model.head[2].bias.fill_(torch.nan)
+    kept = model.cell.weight.clone()
+    with pytest.raises(InputError, match='loss is nan .* at step 3 .seed 0.'): train_step(model, optimizer, config, 3)
+    assert torch.equal(model.cell.weight, kept) and (tmp_path/'checkpoint.safetensors').read_bytes() == good
+
+
+def test_bad_beginnings(tmp_path):
+    cpu = torch.device('cpu')
+    with pytest.raises(InputError, match='no checkpoint'): start(SMALL, tmp_path, True, cpu)
+    pretrain(replace(SMALL, steps=2), tmp_path, progress_bar=False)
+    with pytest.raises(InputError, match='already holds a run'): start(SMALL, tmp_path, False, cpu)
+    with pytest.raises(InputError, match='another configuration'): start(replace(SMALL, lr=.1), tmp_path, True, cpu)
+    path = tmp_path/'checkpoint.safetensors'; good = path.read_bytes()
+    for bad in (good[:-7], good[:100], b'', b'x'*1000):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match='damaged'): start(SMALL, tmp_path, True, cpu)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    pretrain(replace(SMALL, steps=2), tmp_path, progress_bar=False)
+    good = (tmp_path/'checkpoint.safetensors').read_bytes()
+    import safetensors.torch
+    def full(tensors, path, *_): Path(path).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(safetensors.torch, 'save_file', full)
+    with pytest.raises(OSError): pretrain(replace(SMALL, steps=4), tmp_path, resume=True, progress_bar=False)
+    assert (tmp_path/'checkpoint.safetensors').read_bytes() == good and not list(tmp_path.glob('.*.tmp'))
+
+
+def test_averaged_weights_are_those_of_the_optimiser_in_evaluation_mode():
+    model = start(SMALL, Path('/nonexistent'), False, torch.device('cpu'))[0]
+    optimizer = make_optimizer(model, SMALL)
+    for s in range(5): train_step(model, optimizer, SMALL, s)
+    ours = averaged(model, optimizer)
+    optimizer.eval()
+    assert max(float((a - b).abs().max()) for a, b in zip(ours.parameters(), model.parameters())) < 1e-6
+
+
+def test_shapes_stay_inside_the_preset():
+    for config in PRESETS.values():
+        for s in range(0, 20_000, 57):
+            B, R, C, n = step_shape(config, s)
+            assert B >= 1 and config.rows[0] <= R <= config.rows[1] and config.cols[0] <= C <= config.cols[1] and 2 <= n <= R - 2
+
+
+def test_auc_agrees_with_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+    score, y = torch.rand(20, 50).round(decimals=1), (torch.rand(20, 50) < .3).float()
+    assert np.allclose(auc(score, y), [roc_auc_score(b, a) for a, b in zip(score, y)])
+
+
+def test_tiny_preset_learns_from_the_command_line(tmp_path):
+    "The README's promise: a minute on two cores, and it visibly learns"
+    done = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', 'pretrain', '--preset', 'tiny', '--out', str(tmp_path/'tiny')], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = [json.loads(line) for line in (tmp_path/'tiny'/'metrics.jsonl').read_text().splitlines()]
+    assert records[-1]['step'] == PRESETS['tiny'].steps and records[-1]['valid_auc'] > .56
+    again = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', 'pretrain', '--preset', 'tiny', '--out', str(tmp_path/'tiny')], env=ENV, capture_output=True, text=True)
+    assert again.returncode == 2 and 'already holds a run' in again.stderr and 'Traceback' not in again.stderr
