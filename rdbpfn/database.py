@@ -157,7 +157,7 @@ def parent_rows(
         self._cache[fkey].flags.writeable = False
     return self._cache[fkey]
 
-# %% ../nbs/02_database.ipynb #a3280138
+# %% ../nbs/02_database.ipynb #630069ab
 @patch
 def integrity(
     self: Database
@@ -182,7 +182,7 @@ def integrity(
         said.append(f"The tables refer to each other in a circle, {found[-1][4]}.")
     report = pd.DataFrame(found, columns=['table', 'column', 'problem', 'count', 'example'])
     n = sum(map(len, self.table_dict.values()))
-    report.attrs['summary'] = '\n'.join([f"{len(self.schema.tables)} tables, {n:,} rows, {len(self.schema.fkeys)} foreign keys: {len(found) or 'no'} problems found."] + said)
+    report.attrs['summary'] = '\n'.join([f"{len(self.schema.tables)} tables, {n:,} rows, {len(self.schema.fkeys)} foreign keys: {len(found) or 'no'} problem{'s'*(len(found) != 1)} found."] + said)
     return report
 
 # %% ../nbs/02_database.ipynb #d6dabd9a
@@ -195,7 +195,7 @@ def _check_fkey(self: Database, f, add):
     if wrong: return add(f.child, f.columns, 'wrong type', ~null, f'hold {wrong}')
     add(f.child, f.columns, 'dangling', ~null & (index.find(keys, f.name, strict=False) < 0), f'name a row of {f.parent} that does not exist')
 
-# %% ../nbs/02_database.ipynb #c18f7e6f
+# %% ../nbs/02_database.ipynb #e58064dd
 @patch
 def upto(
     self: Database,
@@ -205,7 +205,6 @@ def upto(
     try: moment = pd.Timestamp(t)
     except (TypeError, ValueError): moment = pd.NaT
     if moment is pd.NaT or isinstance(t, (int, float)): raise InputError(f"{t!r} is not a moment in time: give a date such as '2013-09-01'.")
-    if moment.tz: moment = moment.tz_convert('UTC').tz_localize(None)
     before = {n: f if self.times(n) is None else f[self.times(n) < moment.to_numpy()] for n, f in self.table_dict.items()}
     return Database(before, self.schema)
 

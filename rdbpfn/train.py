@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'VALID_SEED', 'TrainConfig', 'difficulty', 'step_shape', '
            'save_checkpoint', 'load_checkpoint', 'validate', 'auc', 'train_step', 'start', 'stop_on_signal', 'Recorder',
            'pretrain']
 
-# %% ../nbs/16_train.ipynb #33e7acdf
+# %% ../nbs/16_train.ipynb #9784a849
 import json, math, os, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from typing import Iterator
 import torch
 from torch import distributed as dist
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .core import InputError, atomic_path, check_range, from_dict, generator, pick_device, seed_of, to_dict
 from .model import ModelConfig, RDBPFN, save_model
 from .tabular import TabularConfig, sample_batch

@@ -16,6 +16,7 @@ def output_text(
     output: dict # one output of a code cell
 ) -> str: # Markdown
     "What a cell printed or returned, as Markdown"
+    if output.get('name') == 'stderr': return ''
     data = output.get('data', {})
     if any(k.startswith('image/') for k in data):
         raise SystemExit('README.md cannot hold the picture of a cell: save it under nbs/images and link to it.')

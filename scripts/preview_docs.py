@@ -12,7 +12,7 @@ from nbdev.serve import proc_nbs
 from smalldocs.config import load
 from smalldocs.site import Site
 
-number = re.compile(r'\b\d+_(?=\w+\.ipynb\b)')
+number = re.compile(r'\b\d+[a-z]?_(?=\w+\.ipynb\b)')
 
 
 def unnumbered(

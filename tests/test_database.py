@@ -57,7 +57,9 @@ def test_composite_keys_equal_brute_force():
     with pytest.raises(InputError, match='has 2 columns'): db.row_of('p', [(1,)])
     assert db.row_of('p', []).tolist() == []
 
-def test_a_null_parent_key_is_never_met(): assert rows(pair([1, None, 3], [None, 3, 1])) == [-1, 2, 0]
+def test_a_null_parent_key_is_never_met():
+    assert rows(pair([1, None, 3], [None, 3, 1])) == [-1, 2, 0]
+    assert rows(pair([1, None, 3, .5], [0, 3, 1])) == [-1, 2, 0]       # and not by the number that stands in its place
 def test_dates_match_across_units_and_types():
     days = pd.date_range('2024-01-01', periods=3)
     assert rows(pair(days.astype('datetime64[us]'), [dt.date(2024, 1, 3), None, dt.date(2023, 1, 1)])) == [2, -1, -1]
@@ -270,6 +272,16 @@ def test_sqlite_is_never_written_and_names_are_quoted(sqlite):
     assert rows(db) == [-1, 0] and db.schema['select'].names == ('id', 'from', 'x"y')
     assert Path(path).read_bytes() == before and Path(path).stat().st_mtime_ns == stamp and len(list(Path(path).parent.iterdir())) == 1
 
+def test_files_are_opened_for_reading_only(sqlite, tmp_path, monkeypatch):
+    asked, connect, url = [], sqlite3.connect, sqlite('create table t (id integer primary key)')
+    monkeypatch.setattr(sqlite3, 'connect', lambda *a, **k: asked.append(a[0]) or connect(*a, **k))
+    read_sql(url)
+    assert asked and all(a.endswith('?mode=ro') for a in asked)
+    duckdb = pytest.importorskip('duckdb')
+    duckdb.connect(tmp_path/'b.duckdb').close()
+    with duckdb.connect(tmp_path/'b.duckdb', read_only=True):          # a second connection must ask for the same
+        assert read_sql(f'{tmp_path}/b.duckdb') == ({}, {}, {})
+
 def test_sqlite_odd_references(sqlite):
     url = sqlite("""create table p (a integer, b text, primary key (a, b)); insert into p values (1, 'u'), (2, 'v');
       create table c (x integer, y text, gone integer references nowhere(id), foreign key (x, y) references P(A, B)); insert into c values (2, 'v', 1), (2, 'u', 2)""")
@@ -348,8 +360,8 @@ def test_relbench_missing_is_said(monkeypatch):
 # ---- the instance graph
 
 def test_graph_is_the_schema_graph_row_by_row():
-    db = pair([1, 2, 3], [3, 3, None, 9, 1])
+    db = pair([1, 2, 3, 4], [3, 3, None, 9, 1])
     f, = db.schema.fkeys
     g = db.graph()
-    assert [e.tolist() for e in g.edges[f]] == [[0, 1, 4], [2, 2, 0]] and g.fan_out(f).tolist() == [1, 0, 2] and g.n_rows == dict(p=3, c=5)
+    assert [e.tolist() for e in g.edges[f]] == [[0, 1, 4], [2, 2, 0]] and g.fan_out(f).tolist() == [1, 0, 2, 0] and g.n_rows == dict(p=4, c=5)
     assert {k: [v[0].tolist(), v[1].tolist()] for k, v in g.relations.items()} == {('c', f.name, 'p'): [[0, 1, 4], [2, 2, 0]], ('p', f'reverse {f.name}', 'c'): [[2, 2, 0], [0, 1, 4]]}

@@ -1,0 +1,239 @@
+"""The protocol's parts against hand-made cases: support draws, regimes, shared features, failures, resume, missing cells."""
+import json
+import numpy as np, pandas as pd, pytest
+from rdbpfn import evaluate as ev
+from rdbpfn.baselines import make_model
+from rdbpfn.core import InputError
+from rdbpfn.database import Database
+from rdbpfn.dfs import plan_features
+from rdbpfn.dfs_tensor import compute_features
+from rdbpfn.evaluate import FewShot, KEY, SingleTable, as_table, current, draw_support, evaluate, key_of, read_records, run_cell, score, summary, task_features
+from rdbpfn.examples import Task
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "30 shops with a sale a day of 2020; asked each 10 days whether a shop's number is even; sales tell, and so does the future"
+    path, rng, days = tmp_path_factory.mktemp('sales'), np.random.default_rng(0), pd.date_range('2020-01-01', periods=300)
+    shops = pd.DataFrame(dict(shop=np.arange(30), size=rng.normal(size=30)))
+    sales = pd.DataFrame(dict(sale=np.arange(3000), shop=rng.integers(0, 30, 3000), day=rng.choice(days, 3000), paid=rng.normal(size=3000)))
+    sales['paid'] += sales.shop % 2
+    Database.from_frames(dict(shops=shops, sales=sales), dict(shops='shop', sales='sale'), dict(sales={'shop': 'shops'}), dict(sales='day')).to_folder(path)
+    asked = lambda first, last: pd.DataFrame([(s, d, s % 2) for d in days[first:last:10] for s in range(30)], columns=['shop', 'at', 'even'])
+    for name, table, key in (('by-shop', 'shops', 'shop'), ('by-sale', 'sales', 'sale')):
+        (path/'tasks'/name).mkdir(parents=True)
+        for split, span in dict(train=(50, 150), val=(150, 200), test=(200, 300)).items():
+            if key == 'shop': frame = asked(*span)
+            else: frame = sales[sales.day.between(days[span[0]], days[span[1]-1])].assign(at=lambda d: d.day, even=lambda d: d.shop % 2)[['sale', 'at', 'even']]
+            frame.to_parquet(path/'tasks'/name/f'{split}.parquet')
+        about = dict(entity=key, time='at', label='even', entity_table=table, mask=['paid'] if key == 'sale' else [])
+        (path/'tasks'/name/'task.json').write_text(json.dumps(about))
+    return path
+
+
+@pytest.fixture(scope='module')
+def task(folder): return Task.from_folder(folder, 'by-shop')
+
+
+def test_draws_are_uniform_and_without_replacement():
+    counts, n = np.zeros(40), 400
+    for d in range(n):
+        at = draw_support('t', 40, 10, d)
+        assert len(set(at)) == 10
+        counts[at] += 1
+    assert abs(counts - n/4).max() < 5*(n*.25*.75)**.5, 'every row is drawn a quarter of the time'
+    assert draw_support('t', 40, 10, 0).tolist() == draw_support('t', 40, 40, 0)[:10].tolist()
+
+
+def test_draws_are_the_same_on_every_machine():
+    assert draw_support('driver-top3', 1353, 5, 0).tolist() == [353, 836, 862, 141, 1276]
+
+
+def test_draws_do_not_depend_on_model_regime_or_depth(task):
+    a, b = FewShot(task, n_shots=(64,), max_depth=1), FewShot(task, 'frozen', n_shots=(64,))
+    assert (a.support(64, 3) == b.support(64, 3)).all()
+    assert (a.cell(64, 3)[1] == b.cell(64, 3)[1]).all()
+
+
+def test_frozen_is_upto_and_own_cutoff(task):
+    "Against the words of the definition: a copy of the database without anything from T on, each row with its own cutoff"
+    T, db = task.test['at'].min(), task.database
+    frames = dict(db.table_dict, sales=db.table_dict['sales'].query('day < @T').reset_index(drop=True))
+    plan = plan_features(db.schema, 'shops', 2)
+    want = compute_features(Database(frames, db.schema), plan, task.test['shop'].to_numpy(), task.test['at'])
+    pd.testing.assert_frame_equal(task_features(task, task.test, T), want)
+    seed = task_features(task, task.test)
+    more = (seed['COUNT(sales)'] - want['COUNT(sales)'])[(task.test['at'] > T).to_numpy()]
+    assert (more >= 0).all() and (more > 0).mean() > .9
+    pd.testing.assert_frame_equal(task_features(task, task.train, T), task_features(task, task.train))
+
+
+@pytest.mark.parametrize('regime', ev.REGIMES)
+def test_no_regime_sees_what_it_must_not(folder, task, regime):
+    "Everything from the end of the regime on is replaced by noise: no feature may move"
+    T, rng, db = task.test['at'].min(), np.random.default_rng(1), task.database
+    query = task.test if regime == 'frozen' else task.test[task.test['at'] == T]
+    frozen_at, before = (T if regime == 'frozen' else None), None
+    for _ in range(2):
+        X = task_features(task, query, frozen_at)
+        before = X if before is None else pd.testing.assert_frame_equal(X, before)
+        late = (db.table_dict['sales'].day >= T).to_numpy()
+        sales = db.table_dict['sales'].copy()
+        sales.loc[late, 'paid'], sales.loc[late, 'shop'] = 1e6, rng.integers(0, 30, late.sum())
+        changed = Database(dict(db.table_dict, sales=sales), db.schema)
+        task = Task(**{f: getattr(task, f) for f in Task.__dataclass_fields__})
+        task.__dict__['database'] = changed
+
+
+def test_frozen_keeps_the_row_of_an_event(folder):
+    task = Task.from_folder(folder, 'by-sale')
+    T = task.test['at'].min()
+    seed, frozen = task_features(task, task.test), task_features(task, task.test, T)
+    assert 'paid' not in seed and (seed['shops.size'] == frozen['shops.size']).all()
+    assert (seed['DAYS_SINCE(day)'] == 0).all() and (frozen['DAYS_SINCE(day)'] == 0).all(), "the row's own date, as of its own time"
+    n, last = 'shops.COUNT(sales)', 'shops.MAX(sales.DAYS_SINCE(day))'
+    assert (frozen[n] <= seed[n]).all() and (frozen[n] < seed[n]).mean() > .9
+    sales = task.database.table_dict['sales']
+    row, shop = task.test.iloc[-1], sales.shop[task.test.sale.iloc[-1]]
+    seen = sales[(sales.shop == shop) & (sales.day < T)]
+    assert frozen[n].iloc[-1] == len(seen)
+    assert frozen[last].iloc[-1] == (row['at'] - seen.day.min()).days
+
+
+def test_features_are_made_once_and_only_where_needed(task, tmp_path, monkeypatch):
+    made = []
+    real = ev.task_features
+    monkeypatch.setattr(ev, 'task_features', lambda t, frame, *a: made.append(len(frame)) or real(t, frame, *a))
+    protocol = FewShot(task, n_shots=(10, 20), n_draws=3, max_depth=1)
+    evaluate(protocol, dict(a='constant', b='logistic'), tmp_path/'r.jsonl')
+    union = {i for d in range(3) for i in protocol.support(20, d)}
+    assert made == [len(union), len(task.test)]
+    evaluate(FewShot(task, n_shots=(10, 20), n_draws=3, max_depth=1), dict(a='constant', b='logistic'), tmp_path/'r.jsonl')
+    assert len(made) == 2, 'nothing to run, so nothing to compute'
+
+
+def test_target_is_no_feature(folder, task):
+    db = task.database
+    leaky = Task(**{f: getattr(task, f) for f in Task.__dataclass_fields__})
+    shops = db.table_dict['shops'].assign(even=lambda d: d.shop % 2)
+    leaky.__dict__['database'] = Database.from_frames(dict(db.table_dict, shops=shops), dict(shops='shop', sales='sale'), dict(sales={'shop': 'shops'}), dict(sales='day'))
+    assert not [c for c in task_features(leaky, task.test) if 'even' in c]
+
+
+def test_a_cell_holds_the_rows_of_its_draw(task):
+    protocol = FewShot(task, n_shots=(10, 20), n_draws=2, max_depth=1)
+    for n, draw in ((10, 0), (20, 1)):
+        rows = task.train.iloc[draw_support(task.name, len(task.train), n, draw)]
+        X, y, Xq, yq = protocol.cell(n, draw)
+        pd.testing.assert_frame_equal(X, task_features(task, rows, max_depth=1))
+        assert (y == rows.even).all() and (yq == task.test.even).all() and len(Xq) == len(yq)
+
+
+def test_it_learns_what_there_is_to_learn(task):
+    protocol = FewShot(task, n_shots=(150,), n_draws=1)
+    good, none = (run_cell(protocol, m, 150, 0) for m in ('logistic', 'constant'))
+    assert good['auc'] > .9 and none['auc'] == .5 and good['log_loss'] < none['log_loss']
+    assert {'seconds', 'cpu_seconds', 'base_rate'} <= good.keys()
+
+
+def test_max_query_is_a_fixed_subset(task):
+    a, b = (FewShot(task, n_shots=(20,), n_draws=1, max_query=50) for _ in range(2))
+    assert len(a.data[2]) == 50 and a.data[2].equals(b.data[2]) and a.about['n_query'] == 50
+    assert 0 < a.data[4].mean() < 1
+
+
+class Fails:
+    "A model that gives up on the second draw"
+    def fit(self, X, y):
+        if len(runs) == 1 and not runs.append(0): raise MemoryError('3 TB wanted')
+        runs.append(1)
+        return self
+    def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
+
+runs = []
+
+
+def test_failure_is_recorded_and_tried_again(task, tmp_path):
+    out, models, protocol = tmp_path/'r.jsonl', dict(f=f'{__name__}:Fails', c='constant'), FewShot(task, n_shots=(20,), n_draws=3, max_depth=1)
+    runs.clear()
+    made = evaluate(protocol, models, out)
+    bad = [r for r in made if 'error' in r]
+    assert len(made) == 6 and [(r['model'], r['draw'], r['error']) for r in bad] == [('f', 1, 'MemoryError: 3 TB wanted')] and 'auc' not in bad[0]
+    assert '0.500 ± 0.000 (2 of 3)' in as_table(made, 3).to_string()
+    assert [(r['model'], r['draw'], 'auc' in r) for r in evaluate(protocol, models, out)] == [('f', 1, True)]
+    assert len(read_records(out)) == 6 and summary(read_records(out), 3).missing.sum() == 0
+    assert len(out.read_text().splitlines()) == 7, 'the failure stays on record'
+
+
+def test_one_class_and_too_few_rows_are_records(task, tmp_path):
+    protocol = FewShot(task, n_shots=(1, 10**6), n_draws=1, max_depth=1)
+    errors = [r['error'] for r in evaluate(protocol, dict(c='constant'), tmp_path/'r.jsonl')]
+    assert errors[0].startswith('one class') and '300 rows to draw from' in errors[1]
+
+
+def test_nan_probabilities_and_one_class_queries_have_no_score():
+    with pytest.raises(InputError, match='not finite'): score(np.array([0, 1]), np.array([np.nan, .5]))
+    with pytest.raises(InputError, match='only one class'): score(np.zeros(3), np.ones(3))
+
+
+def test_resume_from_any_byte(tmp_path):
+    "However a run is cut off, the next one completes the file to the same cells and loses no whole record"
+    frame = pd.DataFrame(dict(x=np.arange(60.), y=np.arange(60) % 2))
+    protocol, models, full = SingleTable('t', frame, 'y', n_draws=2), dict(c='constant', d='constant'), tmp_path/'full.jsonl'
+    evaluate(protocol, models, full)
+    text, want = full.read_bytes(), sorted(map(str, map(key_of, read_records(full))))
+    for cut in range(0, len(text), 37):
+        out = tmp_path/f'{cut}.jsonl'
+        out.write_bytes(text[:cut])
+        with pytest.warns(UserWarning) if b'\n' not in text[cut-1:cut+1] and cut else _nothing():
+            made = evaluate(protocol, models, out)
+            assert sorted(map(str, map(key_of, read_records(out)))) == want
+        whole = sum(_is_json(l) for l in text[:cut].splitlines())
+        assert len(made) == 4 - whole
+
+
+def _is_json(line):
+    try: return bool(json.loads(line))
+    except json.JSONDecodeError: return False
+
+
+class _nothing:
+    def __enter__(self): pass
+    def __exit__(self, *a): pass
+
+
+def test_foreign_file_is_refused_not_overwritten(tmp_path):
+    (out := tmp_path/'r.jsonl').write_text('{"task": "t", "score": 1}\n')
+    with pytest.raises(InputError, match="Line 1 .* no 'model'"): evaluate(SingleTable('t', pd.DataFrame(dict(x=[1, 2]*9, y=[0, 1]*9)), 'y'), dict(c='constant'), out)
+    assert out.read_text() == '{"task": "t", "score": 1}\n'
+
+
+def test_table_never_mixes(task):
+    base = dict(zip(KEY, ('t', 'a', None, 64, 0, 'seed', 'dfs-2', 'test', 9)), auc=.5, log_loss=.7)
+    for k, v in dict(task='u', n_shots=128, regime='frozen', features='dfs-1', split='val', n_query=8).items():
+        assert len(as_table([base, dict(base, **{k: v})], 1)) == 2, k
+    assert '—' in as_table([base, dict(base, task='u', model='b')], 1).loc['u'].iloc[0].tolist()
+    with pytest.raises(InputError, match='several weights'): as_table([base, dict(base, weights='new')], 1)
+
+
+def test_new_weights_make_new_cells(task, tmp_path, monkeypatch):
+    out, protocol = tmp_path/'r.jsonl', FewShot(task, n_shots=(20,), n_draws=2, max_depth=1)
+    monkeypatch.setattr(ev, 'make_model', lambda m, seed: make_model('constant'))
+    for i, content in enumerate((b'old', b'new')):
+        (w := tmp_path/'w.safetensors').write_bytes(content)
+        assert len(evaluate(protocol, dict(ours=f'{w}-1', base='constant'), out)) == (4 if i == 0 else 2)
+    assert len(current(out, dict(ours=f'{w}-1'))) == len(read_records(out)) == 4
+    assert 'path' not in out.read_text() and str(tmp_path) not in out.read_text()
+
+
+def test_labels_that_are_not_two():
+    with pytest.raises(InputError, match='3 different'): ev.as_binary('t', [0, 1, 2])
+    with pytest.raises(InputError, match='without a label'): ev.as_binary('t', [0, 1, None])
+
+
+def test_single_table_halves_do_not_meet():
+    frame = pd.DataFrame(dict(i=np.arange(5000), y=np.arange(5000) % 2))
+    for draw in range(3):
+        X, y, Xq, yq = SingleTable('t', frame, 'y').cell(700, draw)
+        assert (len(X), len(Xq), len({*X.i} | {*Xq.i})) == (700, 300, 1000) and (y == X.i % 2).all() and (yq == Xq.i % 2).all()
+    assert SingleTable('small', frame[:100], 'y').n_shots == (70,)
