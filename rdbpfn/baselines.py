@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['MODELS', 'encode', 'constant', 'logistic', 'random_forest', 'optional', 'xgboost', 'lightgbm', 'make_model']
 
-# %% ../nbs/19_baselines.ipynb #1a966ea4
+# %% ../nbs/19_baselines.ipynb #e154f823
 import importlib, re
 from pathlib import Path
+from types import ModuleType
+from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -18,52 +20,52 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from .core import InputError
 from .schema import no_such
 
-# %% ../nbs/19_baselines.ipynb #d4feb6c5
+# %% ../nbs/19_baselines.ipynb #3b24aa1a
 def encode(
     one_hot: bool = False # one column per category (at most 20, for linear models) instead of one code
-): # transformer: frame (n, C) -> float array, number columns last
+) -> BaseEstimator: # transformer: frame (n, C) -> float array, number columns last
     "Numbers pass, everything else is coded as the context knows it: unknown is -1, missing stays NaN [B.1, B.2: the same features for all]"
     coder = (OneHotEncoder(handle_unknown='infrequent_if_exist', max_categories=20, sparse_output=False) if one_hot
              else OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1, encoded_missing_value=float('nan')))
     return make_column_transformer((coder, make_column_selector(dtype_exclude='number')), remainder='passthrough', sparse_threshold=0)
 
-# %% ../nbs/19_baselines.ipynb #8c03f30c
+# %% ../nbs/19_baselines.ipynb #d19fc3a8
 def constant(
     seed: int = 0, # not used: nothing is random
     n_jobs: int = 1 # not used
-): # estimator
+) -> BaseEstimator: # not fitted
     "The share of each class in the context, whatever the row [A.3: the floor]"
     return DummyClassifier(strategy='prior')
 
 def logistic(
     seed: int = 0, # not used: the solver is deterministic
     n_jobs: int = 1 # not used
-): # estimator
+) -> BaseEstimator: # not fitted
     "Logistic regression on one-hot, median-imputed, standardised columns [common practice]"
     return make_pipeline(encode(one_hot=True), SimpleImputer(strategy='median', keep_empty_features=True), StandardScaler(), LogisticRegression(max_iter=1000))
 
-# %% ../nbs/19_baselines.ipynb #8de7a6ac
+# %% ../nbs/19_baselines.ipynb #73f1d777
 def random_forest(
     seed: int = 0, # >= 0
     n_jobs: int = 1 # threads; -1 takes all cores
-): # estimator
+) -> BaseEstimator: # not fitted
     "500 trees, otherwise scikit-learn's defaults; missing values are split on, not filled [B.1]"
     return make_pipeline(encode(), RandomForestClassifier(500, random_state=seed, n_jobs=n_jobs))
 
-# %% ../nbs/19_baselines.ipynb #739cd9e9
+# %% ../nbs/19_baselines.ipynb #53835259
 def optional(
     package: str, # what to import
     install: str # what to type after 'pip install'
-): # the module
+) -> ModuleType: # the package
     "Import a package that not everybody has, or say how to get it [contract: bad input]"
     try: return importlib.import_module(package)
     except ImportError: raise InputError(f"The package '{package}' is not installed: pip install {install}, or leave the model that needs it out.") from None
 
-# %% ../nbs/19_baselines.ipynb #d6981f32
+# %% ../nbs/19_baselines.ipynb #18f7b3df
 def xgboost(
     seed: int = 0, # >= 0
     n_jobs: int = 1 # threads; -1 takes all cores
-): # estimator
+) -> BaseEstimator: # not fitted
     "5,000 trees of depth 12, learning rate 0.01, 80 % of rows and columns for each tree [B.1]"
     booster = optional('xgboost', 'xgboost').XGBClassifier
     return make_pipeline(encode(), booster(n_estimators=5000, learning_rate=.01, max_depth=12, subsample=.8, colsample_bytree=.8, random_state=seed, n_jobs=n_jobs))
@@ -71,11 +73,11 @@ def xgboost(
 def lightgbm(
     seed: int = 0, # >= 0
     n_jobs: int = 1 # threads; -1 takes all cores
-): # estimator
+) -> BaseEstimator: # not fitted
     "LightGBM as it comes [B.1]"
     return make_pipeline(encode(), optional('lightgbm', 'lightgbm').LGBMClassifier(random_state=seed, n_jobs=n_jobs, verbose=-1))
 
-# %% ../nbs/19_baselines.ipynb #c85de29e
+# %% ../nbs/19_baselines.ipynb #17ebdfaf
 MODELS = dict(constant=constant, logistic=logistic, random_forest=random_forest, xgboost=xgboost, lightgbm=lightgbm)
 def _is_weights(name): return Path(name).suffix in ('.safetensors', '.pt', '.pth')
 
@@ -83,7 +85,7 @@ def make_model(
     name: str, # a key of `MODELS`, 'rdbpfn' or a weights file (with '-N': N passes), or 'package.module:Estimator'
     seed: int = 0, # >= 0
     n_jobs: int = 1 # threads, for those who take them
-): # estimator, not fitted
+) -> BaseEstimator: # not fitted
     "An estimator by name [A.3: who is compared]"
     if name in MODELS: return MODELS[name](seed, n_jobs)
     base, passes = m.groups() if (m := re.fullmatch(r'(.+)-(\d+)', name)) else (name, None)

@@ -88,11 +88,11 @@ class FrameEncoder:
         cols = [self.encode(frame.iloc[:, j], how) for j, how in self.plan.items()]
         return np.stack(cols, 1) if cols else np.zeros((len(frame), 0))
 
-# %% ../nbs/17_classifier.ipynb #1fe735c5
+# %% ../nbs/17_classifier.ipynb #54dbb138
 def zscore(
     context: np.ndarray, # (n, C) float64, NaN for missing
     rows: np.ndarray # (m, C) to standardise
-) -> np.ndarray: # (m, C) in [-100, 100], 0 for missing and for columns that are constant in the context
+) -> np.ndarray: # (m, C) in [-100, 100], 0 in columns that are constant in the context; missing stays missing
     "Standardise in 64 bits with the context's statistics, safe for values near the limits of floats [B.3]"
     seen = ~np.isnan(context)
     scale = np.where(seen, np.abs(context), 0).max(0)
@@ -100,7 +100,7 @@ def zscore(
     c, count = np.where(seen, context/scale, 0), seen.sum(0).clip(1)
     mean = c.sum(0)/count
     std = np.sqrt((np.where(seen, c - mean, 0)**2).sum(0)/count)
-    return np.nan_to_num((rows/scale - mean)/np.where(std > 1e-12, std, np.inf)).clip(-100, 100)
+    return ((rows/scale - mean)/np.where(std > 1e-12, std, np.inf)).clip(-100, 100)
 
 # %% ../nbs/17_classifier.ipynb #239be879
 def squash(

@@ -6,8 +6,8 @@
 __all__ = ['app', 'KEEP_MEMORY', 'Sentences', 'read_rows', 'write_table', 'predict', 'compare', 'draw_results', 'demo',
            'relaunch', 'pretrain', 'info']
 
-# %% ../nbs/23_cli.ipynb #9392dea3
-import os, sys, time
+# %% ../nbs/23_cli.ipynb #fc037c94
+import os, sys, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -86,7 +86,7 @@ def predict(
     typer.echo(f'{len(asked):,} predictions from {model.n_context_:,} labelled rows and {len(model.plan_):,} features over {len(database.table_dict)} tables '
                f'in {time.time() - start:.1f} s: {out}')
 
-# %% ../nbs/23_cli.ipynb #dc6de320
+# %% ../nbs/23_cli.ipynb #7d971af0
 def compare(
     task, # `rdbpfn.examples.Task`
     n_context: int = 1024, # labelled rows
@@ -107,7 +107,9 @@ def compare(
     seconds, auc, y = dict(features=time.time() - begin), dict(base_rate=.5), known[task.target_col]
     for name, model in dict(random_forest=random_forest(), rdbpfn=RDBPFNClassifier()).items():
         begin = time.time()
-        p = model.fit(X, y).predict_proba(Xq)[:, 1]
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'The context has .* columns')     # choosing among hundreds of features is normal here
+            p = model.fit(X, y).predict_proba(Xq)[:, 1]
         seconds[name], auc[name] = time.time() - begin, roc_auc_score(asked[task.target_col], p)
     return asked.assign(probability=p), dict(auc=auc, seconds=seconds, shape=X.shape, queries=len(asked), positive=float(y.mean()))
 

@@ -7,7 +7,7 @@ __all__ = ['CLIP', 'REGIMES', 'KEY', 'key_of', 'GROUP', 'score', 'draw_support',
            'SingleTable', 'weights_id', 'run_cell', 'read_records', 'append_record', 'evaluate', 'summary', 'as_table',
            'current']
 
-# %% ../nbs/21_evaluate.ipynb #6859e673
+# %% ../nbs/21_evaluate.ipynb #9d8a3ac1
 import hashlib, json, os, time, warnings, zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from .dfs_tensor import compute_features
 from .examples import Task
 from .baselines import make_model
 
-# %% ../nbs/21_evaluate.ipynb #ba6d44b7
+# %% ../nbs/21_evaluate.ipynb #d5bdddbb
 CLIP = 1e-6 # no probability counts as more certain than this
 
 def score(
@@ -35,7 +35,7 @@ def score(
     told = np.clip(np.where(y == 1, p, 1 - p), CLIP, 1)
     return dict(auc=float(roc_auc_score(y, p)), log_loss=float(-np.log(told).mean()))
 
-# %% ../nbs/21_evaluate.ipynb #529b84bb
+# %% ../nbs/21_evaluate.ipynb #e4c08377
 def draw_support(
     task: str, # name of the task
     n_train: int, # rows of the training split
@@ -47,7 +47,7 @@ def draw_support(
     import torch
     return torch.randperm(n_train, generator=generator(zlib.crc32(task.encode()), draw))[:n_shots].numpy()
 
-# %% ../nbs/21_evaluate.ipynb #e436685c
+# %% ../nbs/21_evaluate.ipynb #726d6b8a
 REGIMES = ('seed', 'frozen')
 
 def task_features(
@@ -68,7 +68,7 @@ def task_features(
     X = compute_features(db, plan, rows, cutoffs)
     return X.assign(**{f.name: X[f.name] + (own - cutoffs)/DAY for f in plan if f.kind == 'datetime' and (own > cutoffs).any()})
 
-# %% ../nbs/21_evaluate.ipynb #24fef4ad
+# %% ../nbs/21_evaluate.ipynb #32288ee1
 def as_binary(
     name: str, # of the task, for the error
     *columns # labels of the splits
@@ -80,7 +80,7 @@ def as_binary(
     if every.isna().any(): raise InputError(f'{name} has {every.isna().sum()} rows without a label: drop them first.')
     return [(pd.Series(c) == values[1]).to_numpy('int64') for c in columns]
 
-# %% ../nbs/21_evaluate.ipynb #6491da61
+# %% ../nbs/21_evaluate.ipynb #09cb47a7
 @dataclass(frozen=True, eq=False)
 class FewShot:
     "A relational task: learn from few rows of the training split, answer the test split [A.3]"
@@ -120,7 +120,7 @@ class FewShot:
         at = np.searchsorted(used, self.support(n_shots, draw))
         return X.iloc[at].reset_index(drop=True), y[at], Xq, yq
 
-# %% ../nbs/21_evaluate.ipynb #fc8af5ed
+# %% ../nbs/21_evaluate.ipynb #54757602
 @dataclass(frozen=True, eq=False)
 class SingleTable:
     "A table without a database around it: 70 % of 1,000 rows are labelled, the rest asked about [A.2, A.3]"
@@ -147,7 +147,7 @@ class SingleTable:
         X, (y,) = self.frame.drop(columns=self.target), as_binary(self.name, self.frame[self.target])
         return X.iloc[at[:n_shots]], y[at[:n_shots]], X.iloc[at[n_shots:]], y[at[n_shots:]]
 
-# %% ../nbs/21_evaluate.ipynb #d020b8bd
+# %% ../nbs/21_evaluate.ipynb #ad9c4cda
 def weights_id(
     model: str # as `make_model` takes it
 ) -> str|None: # 12 hexadecimal digits; None for a model without a file of weights
@@ -158,7 +158,7 @@ def weights_id(
         base = default_weights()
     return hashlib.sha256(Path(base).read_bytes()).hexdigest()[:12] if Path(base).is_file() else None
 
-# %% ../nbs/21_evaluate.ipynb #03f4a67a
+# %% ../nbs/21_evaluate.ipynb #837260d6
 def run_cell(
     protocol, # `FewShot` or `SingleTable`
     model: str, # as `make_model` takes it
@@ -178,7 +178,7 @@ def run_cell(
         return score(yq, np.asarray(p, float)) | took | dict(base_rate=float(y.mean()))
     except Exception as e: return dict(error=f'{type(e).__name__}: {e}'.splitlines()[0])
 
-# %% ../nbs/21_evaluate.ipynb #c21f4155
+# %% ../nbs/21_evaluate.ipynb #a66280db
 KEY = ('task', 'model', 'weights', 'n_shots', 'draw', 'regime', 'features', 'split', 'n_query')
 key_of = lambda record: tuple(record.get(k) for k in KEY)
 
@@ -197,7 +197,7 @@ def read_records(
         found[key_of(record)] = record
     return list(found.values())
 
-# %% ../nbs/21_evaluate.ipynb #bb9dc9d2
+# %% ../nbs/21_evaluate.ipynb #d50236b3
 def append_record(
     path, # '.jsonl' file, made if it is not there
     record: dict # plain data
@@ -211,7 +211,7 @@ def append_record(
             if f.read(1) != b'\n': f.write(b'\n')
         f.write((json.dumps(record) + '\n').encode())
 
-# %% ../nbs/21_evaluate.ipynb #7a0d17a2
+# %% ../nbs/21_evaluate.ipynb #f71f91a2
 def evaluate(
     protocol, # `FewShot` or `SingleTable`
     models: dict, # {name in the records: model as `make_model` takes it}
@@ -229,7 +229,7 @@ def evaluate(
                 append_record(out, made[-1])
     return made
 
-# %% ../nbs/21_evaluate.ipynb #233c0b91
+# %% ../nbs/21_evaluate.ipynb #4cd21518
 GROUP = tuple(k for k in KEY if k != 'draw')
 
 def summary(
@@ -243,7 +243,7 @@ def summary(
     out = groups.agg(auc=('auc', 'mean'), auc_std=('auc', 'std'), log_loss=('log_loss', 'mean'), cpu_seconds=('cpu_seconds', 'mean'), n=('auc', 'count'), failed=('error', 'count'))
     return out.assign(missing=(n_draws - out.n).clip(lower=0)).reset_index()
 
-# %% ../nbs/21_evaluate.ipynb #98f09c77
+# %% ../nbs/21_evaluate.ipynb #aa2f439b
 def as_table(
     records: list, # what `read_records` gave
     n_draws: int = 10 # how many draws there should be
@@ -257,7 +257,7 @@ def as_table(
     rows = ['task', 'features', 'regime', 'split', 'n_query', 'n_shots']
     return s.pivot(index=rows, columns='model', values='cell').reindex(columns=list(dict.fromkeys(s.model))).fillna('—')
 
-# %% ../nbs/21_evaluate.ipynb #8d648ba1
+# %% ../nbs/21_evaluate.ipynb #d4c3eb05
 def current(
     path, # '.jsonl' file
     models: dict # {name: model as `make_model` takes it}

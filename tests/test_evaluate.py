@@ -62,7 +62,8 @@ def test_frozen_is_upto_and_own_cutoff(task):
     plan = plan_features(db.schema, 'shops', 2)
     want = compute_features(Database(frames, db.schema), plan, task.test['shop'].to_numpy(), task.test['at'])
     pd.testing.assert_frame_equal(task_features(task, task.test, T), want)
-    seed = task_features(task, task.test)
+    pd.testing.assert_frame_equal(FewShot(task, 'frozen', n_shots=(9,)).data[2], want)
+    seed = FewShot(task, 'seed', n_shots=(9,)).data[2]
     more = (seed['COUNT(sales)'] - want['COUNT(sales)'])[(task.test['at'] > T).to_numpy()]
     assert (more >= 0).all() and (more > 0).mean() > .9
     pd.testing.assert_frame_equal(task_features(task, task.train, T), task_features(task, task.train))
@@ -169,6 +170,10 @@ def test_one_class_and_too_few_rows_are_records(task, tmp_path):
     protocol = FewShot(task, n_shots=(1, 10**6), n_draws=1, max_depth=1)
     errors = [r['error'] for r in evaluate(protocol, dict(c='constant'), tmp_path/'r.jsonl')]
     assert errors[0].startswith('one class') and '300 rows to draw from' in errors[1]
+
+
+def test_certainty_has_a_price():
+    assert score(np.array([1, 0]), np.array([0., 0.]))['log_loss'] == pytest.approx(-np.log(1e-6)/2)
 
 
 def test_nan_probabilities_and_one_class_queries_have_no_score():
