@@ -7,7 +7,7 @@ __all__ = ['MAX_CODES', 'VIEWS', 'MAX_ROWS', 'MAX_COLS', 'PASS_BYTES', 'CACHE_BY
            'FrameEncoder', 'zscore', 'squash', 'Member', 'rank_eta', 'stratified', 'as_input_error', 'as_labels',
            'choose_members', 'Ensemble', 'pick_network', 'RDBPFNClassifier']
 
-# %% ../nbs/17_classifier.ipynb #65f1e5af
+# %% ../nbs/17_classifier.ipynb #b000a76d
 import copy, os, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import InputError, pick_device
-from .model import RDBPFN, load_model
+from .model import Context, RDBPFN, load_model
 
 # %% ../nbs/17_classifier.ipynb #ae769a02
 def as_numbers(
@@ -41,10 +41,14 @@ def as_numbers(
     values = col.astype('Float64').to_numpy(float, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 
-# %% ../nbs/17_classifier.ipynb #4697a662
+# %% ../nbs/17_classifier.ipynb #a2f9a792
 MAX_CODES = 64 # values of a category that get a code of their own; the rarer ones share one
 
-def text_of(v): return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)   # 1 and 1.0 are one category
+def text_of(
+    value # anything but a missing value
+) -> str: # 1 and 1.0 are one category
+    "The name under which a category is known [design 7]"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 def code_book(
     col: pd.Series # column of the context
@@ -211,17 +215,25 @@ class Ensemble:
 
     def __getstate__(self): return {**self.__dict__, 'cache': {}}                           # a copy or a pickle reads again
 
-# %% ../nbs/17_classifier.ipynb #0bbbbfaf
+# %% ../nbs/17_classifier.ipynb #45705f86
 @patch
-def cells(self: Ensemble, tables, rows=None):
-    "What the tables hold: the members' own context rows, or `rows` (m, C) -> (B, m, C)"
+def cells(
+    self: Ensemble,
+    tables: list, # B pairs of (member, class)
+    rows: np.ndarray|None = None # (m, C) encoded queries; None for each member's own context rows
+) -> torch.Tensor: # (B, m, C), NaN for missing
+    "What the tables hold, as their members see it [5.2]"
     seen = [(VIEWS[m.view], self.x[m.rows][:, m.cols], self.x[m.rows] if rows is None else rows, m.cols) for m, _ in tables]
     return torch.tensor(np.stack([view(context, r[:, cols]) for view, context, r, cols in seen]), dtype=torch.float32, device=self.device)
 
+# %% ../nbs/17_classifier.ipynb #1ad8d547
 @patch
 @torch.no_grad()
-def read(self: Ensemble, i):
-    "The context of the tables from `i` on, from the cache if it is there"
+def read(
+    self: Ensemble,
+    i: int # first table of a batch
+) -> Context: # of the tables i .. i + step
+    "The context of a batch of tables, from the cache if it is there [5.2]"
     if i in self.cache: return self.cache[i]
     tables = self.tables[i:i+self.step]
     x = self.cells(tables)
@@ -230,10 +242,14 @@ def read(self: Ensemble, i):
     if self.keep: self.cache[i] = context
     return context
 
+# %% ../nbs/17_classifier.ipynb #2bdaaa30
 @patch
 @torch.no_grad()
-def log_odds(self: Ensemble, rows):
-    "Rows (m, C) -> (m, classes asked for): log-odds of each class against the rest, averaged over the members"
+def log_odds(
+    self: Ensemble,
+    rows: np.ndarray # (m, C) encoded queries
+) -> np.ndarray: # (m, K), or (m, 1) for two classes
+    "Log-odds of each class against the rest, averaged over the members [5.2]"
     asked, rows = len(rows), np.pad(rows, ((0, -len(rows) % 8), (0, 0)), mode='edge')
     total = np.zeros((len(rows), len(self.asked)))
     for i in range(0, len(self.tables), self.step):
@@ -254,7 +270,7 @@ def pick_network(
     if not isinstance(model, RDBPFN): raise InputError(f'model must be None, the path of a weights file or an RDBPFN, not {type(model).__name__}.')
     return model if device is None else copy.deepcopy(model).to(pick_device(device))
 
-# %% ../nbs/17_classifier.ipynb #bcd3ac9e
+# %% ../nbs/17_classifier.ipynb #dd98c427
 class RDBPFNClassifier(ClassifierMixin, BaseEstimator):
     "In-context classifier: `fit` reads the labelled rows, `predict_proba` answers; no weight changes [5.2]"
     def __init__(
@@ -289,16 +305,18 @@ class RDBPFNClassifier(ClassifierMixin, BaseEstimator):
         p = self.predict_proba(X)
         return self.classes_[p.argmax(1)]
 
-    def _frame(self, X, reset):
-        "X as a frame, its columns noted (`reset`) or compared with those of `fit`"
-        with as_input_error():
-            if not isinstance(X, pd.DataFrame):
-                return pd.DataFrame(validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False))
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        if not X.size: raise InputError(f'The frame has {X.shape[0]} rows and {X.shape[1]} columns: give at least one of each.')
-        return X
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.categorical = tags.input_tags.string = True
         return tags
+
+# %% ../nbs/17_classifier.ipynb #43f09048
+@patch
+def _frame(self: RDBPFNClassifier, X, reset):
+    "X as a frame, its columns noted (`reset`) or compared with those of `fit`"
+    with as_input_error():
+        if not isinstance(X, pd.DataFrame):
+            return pd.DataFrame(validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False))
+        validate_data(self, X, reset=reset, skip_check_array=True)
+    if not X.size: raise InputError(f'The frame has {X.shape[0]} rows and {X.shape[1]} columns: give at least one of each.')
+    return X

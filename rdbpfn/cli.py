@@ -50,19 +50,19 @@ def write_table(
     "Write a table by renaming [contract: safe]"
     with atomic_path(path) as tmp: frame.to_parquet(tmp, index=False) if path.suffix == '.parquet' else frame.to_csv(tmp, index=False)
 
-# %% ../nbs/23_cli.ipynb #7fdfad45
+# %% ../nbs/23_cli.ipynb #8202050f
 @app.command()
 def predict(
-    db: Annotated[str, typer.Option(help='Folder, SQLite or DuckDB file, or database URL')],
-    entity: Annotated[str, typer.Option(help='TABLE.COLUMN: the primary key that the rows name')],
-    context: Annotated[Path, typer.Option(help='CSV or Parquet with keys, cutoff times and labels')],
-    query: Annotated[Path, typer.Option(help='CSV or Parquet with keys and cutoff times to predict')],
-    target: Annotated[str, typer.Option(help='Column of the context with the label')],
-    out: Annotated[Path, typer.Option(help='Where to write the predictions (.csv or .parquet)')],
-    time_col: Annotated[Optional[str], typer.Option('--time', help='Column with the cutoff times; none: the whole database is visible')] = None,
-    mask: Annotated[str, typer.Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = '',
-    depth: Annotated[int, typer.Option(help='Hops from the entity that features may take')] = 2,
-    weights: Annotated[Optional[Path], typer.Option(help='Weights file; none: those of the package')] = None,
+    db: Annotated[str, typer.Option(help='Folder, SQLite or DuckDB file, or database URL')], # where the database is
+    entity: Annotated[str, typer.Option(help='TABLE.COLUMN: the primary key that the rows name')], # who is asked about
+    context: Annotated[Path, typer.Option(help='CSV or Parquet with keys, cutoff times and labels')], # n labelled rows
+    query: Annotated[Path, typer.Option(help='CSV or Parquet with keys and cutoff times to predict')], # m rows
+    target: Annotated[str, typer.Option(help='Column of the context with the label')], # two or more classes
+    out: Annotated[Path, typer.Option(help='Where to write the predictions (.csv or .parquet)')], # m rows: keys, times, prediction, probabilities
+    time_col: Annotated[Optional[str], typer.Option('--time', help='Column with the cutoff times; none: the whole database is visible')] = None, # in both files
+    mask: Annotated[str, typer.Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = '', # hidden on the row that is asked about
+    depth: Annotated[int, typer.Option(help='Hops from the entity that features may take')] = 2, # 0 or more
+    weights: Annotated[Optional[Path], typer.Option(help='Weights file; none: those of the package')] = None, # .safetensors
 ) -> None:
     "Predict labels for the query rows from the context rows."
     import pandas as pd
@@ -131,10 +131,10 @@ def draw_results(
     with atomic_path(path) as tmp: fig.savefig(tmp, dpi=120, format='png')
     plt.close(fig)
 
-# %% ../nbs/23_cli.ipynb #a2293658
+# %% ../nbs/23_cli.ipynb #d3eb2baf
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help='Folder for predictions and figure')] = Path('rdbpfn_demo'),
+    out: Annotated[Path, typer.Option(help='Folder for predictions and figure')] = Path('rdbpfn_demo'), # made if it is not there
 ) -> None:
     "Predict late flights and idle planes from the bundled database, beside a random forest."
     from rdbpfn.examples import flights_tasks, load_task
@@ -164,14 +164,14 @@ def relaunch(
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
 
-# %% ../nbs/23_cli.ipynb #b2ee7f86
+# %% ../nbs/23_cli.ipynb #4b9965c9
 @app.command()
 def pretrain(
-    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu (hours), paper (GPU)')],
-    out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')],
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False,
-    minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'),
-    processes: Annotated[int, typer.Option(help='0: one for each core or GPU')] = 0,
+    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu (hours), paper (GPU)')], # a key of PRESETS
+    out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')], # made if it is not there
+    resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint
+    minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'), # of wall time, of this call
+    processes: Annotated[int, typer.Option(help='0: one for each core or GPU')] = 0, # on this machine
 ) -> None:
     "Pre-train a network on synthetic tables; Ctrl-C saves, --resume goes on."
     import torch
