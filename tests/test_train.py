@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from rdbpfn.core import InputError
 from rdbpfn.model import ModelConfig
-from rdbpfn.train import PRESETS, auc, averaged, load_checkpoint, make_optimizer, pretrain, start, step_shape, train_step
+from rdbpfn.train import PRESETS, auc, averaged, load_checkpoint, make_optimizer, micro_loss, pretrain, start, step_shape, train_step
 
 SMALL = replace(PRESETS['tiny'], steps=12, rows=(20, 40), cols=(2, 4), tokens=512, model=ModelConfig(n_layers=1, width=16, n_heads=2, hidden=16))
 ENV = os.environ | dict(OMP_NUM_THREADS='1')
@@ -114,6 +114,12 @@ def test_averaged_weights_are_those_of_the_optimiser_in_evaluation_mode():
     ours = averaged(model, optimizer)
     optimizer.eval()
     assert max(float((a - b).abs().max()) for a, b in zip(ours.parameters(), model.parameters())) < 1e-6
+
+
+def test_every_micro_batch_brings_new_tables():
+    model = start(SMALL, Path('/nonexistent'), False, torch.device('cpu'))[0]
+    losses = [micro_loss(model, SMALL, s, j, torch.device('cpu')).item() for s in range(4) for j in range(SMALL.micro)]
+    assert len(set(losses)) == len(losses)
 
 
 def test_shapes_stay_inside_the_preset():
