@@ -43,10 +43,10 @@ class TrainConfig:
         for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, seed=0).items(): check_range(self, f, low)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3)
 
-# %% ../nbs/16_train.ipynb #f2381e36
+# %% ../nbs/16_train.ipynb #ebf9a2f8
 PRESETS = {
-    'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=400, warmup=50, steps=600, lr=5e-3,
-                        model=ModelConfig(n_layers=2, width=48, n_heads=4, hidden=96)),
+    'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
+                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
     'cpu': TrainConfig(),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19*8, micro=1, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False)}
 

@@ -97,7 +97,7 @@ def test_the_demo_as_a_program(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', 'demo'], cwd=tmp_path, capture_output=True, text=True, env=os.environ | dict(NO_COLOR='1'))
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr[-2000:]
     for name in ('flight-late15', 'plane-no-flight-7d'):
-        block = done.stdout.split(name)[1]
+        block = done.stdout.split(f'\n{name}:')[1].split('\n\n')[0]
         base, forest, ours = (float(line.split('AUC')[1].split()[0]) for line in block.splitlines() if ' AUC ' in line)
         assert base == .5 and ours > base and ours >= forest - .01, (name, forest, ours)
         rows = pd.read_csv(tmp_path/'rdbpfn_demo'/f'{name}.csv')
