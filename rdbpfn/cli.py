@@ -131,7 +131,7 @@ def draw_results(
     with atomic_path(path) as tmp: fig.savefig(tmp, dpi=120, format='png')
     plt.close(fig)
 
-# %% ../nbs/23_cli.ipynb #d3eb2baf
+# %% ../nbs/23_cli.ipynb #24388b8c
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help='Folder for predictions and figure')] = Path('rdbpfn_demo'), # made if it is not there
@@ -146,7 +146,7 @@ def demo(
         results[name] = r
         write_table(predictions, out/f'{name}.csv')
         typer.echo(f"\n{name}: {r['shape'][0]:,} labelled rows ({r['positive']:.0%} positive) x {r['shape'][1]} features in {r['seconds']['features']:.1f} s; {r['queries']:,} later rows to predict")
-        for label, key in (('base rate', 'base_rate'), ('random forest, 500 trees', 'random_forest'), ('RDB-PFN, one context', 'rdbpfn')):
+        for label, key in (('base rate', 'base_rate'), ('random forest, 500 trees', 'random_forest'), ('RDB-PFN, in context', 'rdbpfn')):
             took = f"{r['seconds'][key]:6.1f} s" if key in r['seconds'] else ''
             typer.echo(f"  {label:26} AUC {r['auc'][key]:.3f}  {took}")
     draw_results(results, out/'demo.png')
