@@ -235,7 +235,7 @@ def graph(
     rows = {f: self.parent_rows(f) for f in self.schema.fkeys}
     return InstanceGraph({n: len(t) for n, t in self.table_dict.items()}, {f: (np.flatnonzero(r >= 0), r[r >= 0]) for f, r in rows.items()})
 
-# %% ../nbs/02_database.ipynb #b34a77f1
+# %% ../nbs/02_database.ipynb #8e9f4376
 @patch(cls_method=True)
 def from_folder(
     cls: Database,
@@ -258,7 +258,8 @@ def to_folder(
     self: Database,
     path # folder to write to; made if needed, files of the same name are replaced
 ) -> Path: # the folder
-    "Write `schema.json` and `db/*.parquet`, each file whole or not at all [contract: safe]"
+    "Write `schema.json` and `db/*.parquet`, which RelBench's `Database.load` reads too; each file whole or not at all [contract: safe]"
+    import pyarrow as pa, pyarrow.parquet as pq
     path, spec = Path(path), {}
     for t in self.schema.tables:
         fk = {}
@@ -266,7 +267,9 @@ def to_folder(
         fk = {c: to[0] if len(to) == 1 else to for c, to in fk.items()}
         about = dict(pk=t.pkey_col or list(t.pkey), fk=fk, time=t.time_col, kinds={c.name: c.kind for c in t.columns})
         spec[t.name] = {k: v for k, v in about.items() if v}
-        with atomic_path(path/'db'/f'{t.name}.parquet') as tmp: self.table_dict[t.name].to_parquet(tmp, index=False)
+        relbench = dict(pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in self.schema.fkeys_of(t.name) if len(f.columns) == 1})
+        rows = pa.Table.from_pandas(self.table_dict[t.name], preserve_index=False)
+        with atomic_path(path/'db'/f'{t.name}.parquet') as tmp: pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, **{k: json.dumps(v) for k, v in relbench.items()}}), tmp)
     with atomic_path(path/'schema.json') as tmp: tmp.write_text(json.dumps(spec, indent=1))
     return path
 
