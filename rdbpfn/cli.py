@@ -164,14 +164,16 @@ def relaunch(
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
 
-# %% ../nbs/23_cli.ipynb #4b9965c9
+# %% ../nbs/23_cli.ipynb #802fb645
 @app.command()
 def pretrain(
-    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu (hours), paper (GPU)')], # a key of PRESETS
+    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
     out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')], # made if it is not there
+    init: Annotated[Path|None, typer.Option(help='Folder of the run to begin with: stage 1, for a relational preset')] = None, # its weights, and its cost
     resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint
     minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'), # of wall time, of this call
     processes: Annotated[int, typer.Option(help='0: one for each core or GPU')] = 0, # on this machine
+    workers: Annotated[int, typer.Option(help='Processes that sample ahead, for each of these')] = 0, # worth it beside a GPU
 ) -> None:
     "Pre-train a network on synthetic tables; Ctrl-C saves, --resume goes on."
     import torch
@@ -181,12 +183,12 @@ def pretrain(
     if minutes <= 0: raise InputError(f'--minutes must be more than 0, got {minutes:g}.')
     gpus = torch.cuda.device_count()
     if 'RANK' not in os.environ:
-        start(PRESETS[preset], out, resume, torch.device('cpu'))            # bad input is told before any worker starts
+        start(PRESETS[preset], out, resume, torch.device('cpu'), init)      # bad input is told before any worker starts
         wanted = processes or gpus or min(len(os.sched_getaffinity(0)), PRESETS[preset].micro)
-        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes)] + ['--resume']*resume)
+        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)] + ['--init', str(init)]*bool(init) + ['--resume']*resume)
     torch.set_num_threads(1)
     dist.init_process_group('nccl' if gpus else 'gloo')
-    record = run(PRESETS[preset], out, resume, minutes, device=f"cuda:{os.environ['LOCAL_RANK']}" if gpus else 'cpu')
+    record = run(PRESETS[preset], out, resume, minutes, f"cuda:{os.environ['LOCAL_RANK']}" if gpus else 'cpu', init=init, workers=workers)
     if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours, AUC {record.get('valid_auc', float('nan')):.3f} on synthetic tasks: {out}/rdbpfn.safetensors")
     dist.destroy_process_group()
 

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from rdbpfn.core import InputError
 from rdbpfn.model import ModelConfig
-from rdbpfn.train import PRESETS, auc, averaged, load_checkpoint, make_optimizer, micro_loss, pretrain, start, step_shape, train_step
+from rdbpfn.train import PRESETS, auc, averaged, load_checkpoint, make_optimizer, micro_batch, micro_loss, pretrain, start, step_shape, train_step
 
 SMALL = replace(PRESETS['tiny'], steps=12, rows=(20, 40), cols=(2, 4), tokens=512, model=ModelConfig(n_layers=1, width=16, n_heads=2, hidden=16))
 ENV = os.environ | dict(OMP_NUM_THREADS='1')
@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path)
     model, optimizer, config, _ = load_checkpoint(tmp_path/'checkpoint.safetensors', torch.device('cpu'))
     with torch.no_grad(): model.head[2].bias.fill_(torch.nan)
     kept = model.cell.weight.clone()
-    with pytest.raises(InputError, match='loss is nan .* at step 3 .seed 0.'): train_step(model, optimizer, config, 3)
+    with pytest.raises(InputError, match='loss is nan .* at step 3 .seed 0.'): train_step(model, optimizer, config, 3, [micro_batch(config, 6)])
     assert torch.equal(model.cell.weight, kept) and (tmp_path/'checkpoint.safetensors').read_bytes() == good
 
 
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_averaged_weights_are_those_of_the_optimiser_in_evaluation_mode():
     model = start(SMALL, Path('/nonexistent'), False, torch.device('cpu'))[0]
     optimizer = make_optimizer(model, SMALL)
-    for s in range(5): train_step(model, optimizer, SMALL, s)
+    for s in range(5): train_step(model, optimizer, SMALL, s, [micro_batch(SMALL, s)])
     ours = averaged(model, optimizer)
     optimizer.eval()
     assert max(float((a - b).abs().max()) for a, b in zip(ours.parameters(), model.parameters())) < 1e-6
@@ -118,8 +118,45 @@ def test_averaged_weights_are_those_of_the_optimiser_in_evaluation_mode():
 
 def test_every_micro_batch_brings_new_tables():
     model = start(SMALL, Path('/nonexistent'), False, torch.device('cpu'))[0]
-    losses = [micro_loss(model, SMALL, s, j, torch.device('cpu')).item() for s in range(4) for j in range(SMALL.micro)]
+    losses = [micro_loss(model, SMALL, micro_batch(SMALL, i), torch.device('cpu')).item() for i in range(4*SMALL.micro)]
     assert len(set(losses)) == len(losses)
+
+
+RELATIONAL = replace(SMALL, rows=(48, 96), cols=(3, 6), relational=.5, seed=1)
+
+
+def test_stage_two_begins_with_the_weights_and_the_cost_of_stage_one(tmp_path):
+    from rdbpfn.model import load_model
+    pretrain(SMALL, tmp_path/'one', progress_bar=False)
+    model, _, _, progress = start(RELATIONAL, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_model(tmp_path/'one'/'rdbpfn.safetensors').parameters()))
+    earlier = load_checkpoint(tmp_path/'one'/'checkpoint.safetensors', torch.device('cpu'))[3]
+    assert progress['step'] == 0 and progress['tables'] == earlier['tables'] > 0 and progress['core_seconds'] == earlier['core_seconds'] > 0
+    with pytest.raises(InputError, match='trained ModelConfig'): start(PRESETS['cpu-relational'], tmp_path/'three', False, torch.device('cpu'), tmp_path/'one')
+    with pytest.raises(InputError, match='no checkpoint'): start(RELATIONAL, tmp_path/'three', False, torch.device('cpu'), tmp_path/'nowhere')
+
+
+def test_a_stopped_relational_run_is_the_same_to_the_last_bit_also_with_workers(tmp_path):
+    six = replace(RELATIONAL, steps=6)
+    pretrain(six, tmp_path/'whole', progress_bar=False)
+    pretrain(replace(RELATIONAL, steps=3), tmp_path/'halves', progress_bar=False, workers=2)
+    pretrain(six, tmp_path/'halves', resume=True, progress_bar=False, workers=1)
+    a, b = ((tmp_path/d/'rdbpfn.safetensors').read_bytes() for d in ('whole', 'halves'))
+    assert a == b
+    last = json.loads((tmp_path/'whole'/'metrics.jsonl').read_text().splitlines()[-1])
+    assert 0 < last['sample_share'] < 1 and {'valid_auc', 'valid_relational_auc', 'valid_relational_base_loss'} <= set(last)
+
+
+def test_relational_micro_batches_come_in_their_share(monkeypatch):
+    import rdbpfn.train as train
+    x, y, n = micro_batch(replace(RELATIONAL, relational=1.), 5)
+    assert x.shape[:2] == y.shape and 2 <= n <= x.shape[1] - 2 and not np.isinf(x).any()
+    calls = []
+    monkeypatch.setattr(train, 'relational_batch', lambda *a: calls.append(1) or (np.zeros((1, 4, 1), 'float32'), np.zeros((1, 4), 'float32')))
+    for i in range(300): micro_batch(replace(RELATIONAL, relational=.3), i)
+    assert .2 < len(calls)/300 < .4
+    for i in range(30): micro_batch(SMALL, i)
+    assert len(calls) < 130
 
 
 def test_shapes_stay_inside_the_preset():
