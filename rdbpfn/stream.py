@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TRIES', 'StreamConfig', 'database_seed', 'tasks_of', 'sample_batch', 'in_order', 'write_shards',
-           'read_shards', 'bench_prior']
+           'read_shards', 'bench_prior', 'bench_rows']
 
-# %% ../nbs/14_stream.ipynb #ef42f2c3
+# %% ../nbs/14_stream.ipynb #cfcbac1e
 import json, time
 import multiprocessing as mp
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from .content import sample_content
 from .core import InputError, atomic_path, generator, seed_of, to_dict
 from .prior import PriorConfig, sample_blueprint, sample_database, to_database
 from .structure import sample_structure
+from .topology import Blueprint
 from .tasks import TaskTable, ask, make_view, sample_tasks
 from .views import TaskConfig, entities
 
@@ -181,3 +182,17 @@ def bench_prior(
     total, base = sum(spent.values()), sum(spent[k] for k in ('schema', 'structure', 'content', 'database'))
     return dict(databases_per_s=n/base, tasks_per_s=len(tasks)/total, tasks_per_database=len(tasks)/n, mean_rows=float(np.mean([len(t.y) for t in tasks])), mean_cols=float(np.mean([t.x.shape[1] for t in tasks])),
                 peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, stage_share={k: v/total for k, v in spent.items()})
+
+# %% ../nbs/14_stream.ipynb #3c13a7e5
+def bench_rows(
+    sizes: tuple = (1_000, 10_000, 100_000, 1_000_000) # rows of the whole database, about
+) -> list: # of dict(rows, seconds, peak_rss_mb)
+    "Seconds for one database of each size [issue 3, speed and memory]"
+    import resource
+    found, config = [], SMALL.prior
+    for n in sizes:
+        blueprint, gen, begin = Blueprint(((), (0,)), (n//11, n - n//11), (('number', 'nominal'), ('number', 'integer', 'flag', 'date')), (False, True)), generator(0, n), time.perf_counter()
+        rows = sample_structure(gen, blueprint, config.structure)
+        to_database(gen, rows, sample_content(gen, rows, config.content), config)
+        found.append(dict(rows=n, seconds=time.perf_counter() - begin, peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+    return found

@@ -13,13 +13,13 @@ from .core import InputError, apply_mlp, check_range, random_mlp
 from .temporal import TemporalConfig, draw_times, sample_signature
 from .topology import Blueprint
 
-# %% ../nbs/07_structure.ipynb #83835720
+# %% ../nbs/07_structure.ipynb #8aa53d63
 @dataclass(frozen=True)
 class StructureConfig:
     "From which ranges the law of a table is drawn [5.1.2]"
     width: int = 16                     # d, numbers in a latent state
     candidates: tuple = (2, 64)         # M, log-uniform
-    temperature: tuple = (.1, 2.)       # of the softmax choice, log-uniform: low is picky
+    temperature: tuple = (.05, 2.)      # of the softmax choice, log-uniform: low is picky
     consensus: tuple = (0., 1.)         # share of a query that all rows of the table have in common
     influence: tuple = (.3, .9)         # of the parents on the state of a child
     mixing: tuple = (0., 1.)            # share of the rows that choose in Mode B; both ends are drawn often
@@ -103,7 +103,7 @@ def initial_states(
     z = unit(apply_mlp(law.noise, x))
     return z if level is None else unit(z + level @ law.rhythm)
 
-# %% ../nbs/07_structure.ipynb #f6e1039d
+# %% ../nbs/07_structure.ipynb #6a9ec647
 class Pool:
     "The rows of a finished table as candidate parents; one more row stands for no parent [5.1.2, Alg. 1: candidates]"
     def __init__(self, 
@@ -125,7 +125,7 @@ class Pool:
 
     def candidates(self, u: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         "Rows (b, M) by uniform numbers u (b, M) among the first `visible` (b,) to be born [5.1.2, Alg. 1: candidates]"
-        i = (u*(visible*(1 - 2**-23))[:, None]).long()
+        i = (u*visible[:, None]).long()
         return i if self.order is None else self.order[i]
 
 # %% ../nbs/07_structure.ipynb #dcb27d3e
@@ -139,8 +139,8 @@ def draw_numbers(
     u = torch.rand(b*(1 + n_fkeys + n_fkeys*n_candidates), generator=gen)
     return u[:b, None], u[b:b + n_fkeys*b].view(n_fkeys, b), u[b + n_fkeys*b:].view(n_fkeys, b, n_candidates)
 
-# %% ../nbs/07_structure.ipynb #d985bdc2
-FLOATS = 4_000_000      # most numbers in the candidates' embeddings at once, 16 MB
+# %% ../nbs/07_structure.ipynb #c7a44764
+FLOATS = 1_000_000      # most numbers in the candidates' embeddings at once: 4 MB, so that they stay in the cache
 
 def mini_batches(
     law: Law, # of the table

@@ -46,7 +46,7 @@ class Blueprint:
                   for t, (ps, kinds, timed) in enumerate(zip(self.parents, self.columns, self.timed))]
         return Schema(tables, [ForeignKey(f't{t}', f'fk{s}', f't{p}', 'id') for t, s, p in self.edges])
 
-# %% ../nbs/04_topology.ipynb #35f92816
+# %% ../nbs/04_topology.ipynb #eb571070
 MAX_PARALLEL = 3    # at most this many foreign keys of a table to one parent
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class TopologyConfig:
     tables: tuple = (2, 8) # fewest and most tables
     columns: tuple = (8, 12) # fewest and most value columns in the whole database
     rows: tuple = (50, 5000) # fewest and most rows of a table without foreign keys, before `total_rows` shrinks it
-    fan_out: tuple = (.5, 200.) # fewest and most rows of a child per row of its largest parent
+    fan_out: tuple = (.5, 1000.) # fewest and most rows of a child per row of its largest parent
     total_rows: int = 12_000 # most rows of the whole database
     max_fkeys: int = 4 # most foreign keys of one table
     families: tuple = (1, 1, 1, 1, 1, 1, 1, 1) # weights, in the order of `FAMILIES`
-    kinds: tuple = (.42, .08, .07, .3, .08, .05) # mean shares, in the order of `KINDS_OF_VALUES`
+    kinds: tuple = (.34, .22, .07, .24, .08, .05) # mean shares, in the order of `KINDS_OF_VALUES`
     timed: tuple = (.2, .75) # share of timed tables: without foreign keys, with foreign keys
     def __post_init__(self):
         for f, low, high in (('tables', 2, 64), ('columns', 3, 1000), ('rows', 1, 10**7), ('fan_out', .1, 1000)):

@@ -165,7 +165,7 @@ def load_checkpoint(
     for i, p in enumerate(model.parameters()): optimizer.state[p] = {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'optim.{i}.')}
     return model, optimizer, config, json.loads(header['progress'])
 
-# %% ../nbs/16_train.ipynb #f8bb22e0
+# %% ../nbs/16_train.ipynb #09bfe6e4
 VALID_SEED = 20_260_303
 
 @lru_cache(2)
@@ -182,7 +182,7 @@ def validate(
     device, rows = next(model.parameters()).device, []
     for x, y, n in _fixed(relational):
         x, y = x.to(device), y.to(device)
-        with torch.no_grad(): logits = model(x, y[:, :n])
+        with torch.no_grad(): logits = model(x, y[:, :n], torch.bfloat16)
         loss = F.cross_entropy(logits.flatten(0, 1), y[:, n:].flatten().long(), reduction='none').view(len(y), -1).mean(1)
         p = ((y[:, :n].sum(1, keepdim=True) + 1)/(n + 2)).expand(-1, y.shape[1] - n)
         rows.append(torch.stack([loss, F.binary_cross_entropy(p, y[:, n:], reduction='none').mean(1), auc(logits[..., 1] - logits[..., 0], y[:, n:])], 1))
@@ -300,7 +300,7 @@ class Recorder:
             save_model(averaged(model, optimizer), self.out/'rdbpfn.safetensors')
             self.saved = time.time()
 
-# %% ../nbs/16_train.ipynb #f9271b13
+# %% ../nbs/16_train.ipynb #cd9d6455
 def pretrain(
     config: TrainConfig, # the run, see PRESETS
     out, # folder for checkpoint, metrics and weights
@@ -308,7 +308,7 @@ def pretrain(
     minutes: float = float('inf'), # stop after so many minutes of this call
     device: str|None = None, # see `pick_device`
     save_every: float = 180., # seconds between checkpoints
-    validate_every: float = 600., # seconds between validations
+    validate_every: float = 1200., # seconds between validations
     progress_bar: bool = True, # show rate, loss and remaining time
     init: Path|None = None, # folder of an earlier stage, see `start`
     workers: int = 0 # processes that sample ahead; 0: sample between the steps
