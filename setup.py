@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=['rdbpfn', 'rdbpfn.*']), include_package_data=True,
     package_data={'rdbpfn': ['weights/*', 'data/*', 'data/**/*']},
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(), extras_require=extras,
-    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'relarena.models': ['rdbpfn = rdbpfn.arena']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Natural Language :: English',
                  'Programming Language :: Python :: 3'],
     zip_safe=False)

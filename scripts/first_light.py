@@ -6,7 +6,8 @@ Runs what the file does not have yet. Records of our own weights are kept by the
 """
 import argparse
 import torch
-from rdbpfn.evaluate import FewShot, as_table, current, evaluate, read_records
+from rdbpfn.evaluate import FewShot, evaluate
+from rdbpfn.records import as_table, current, read_records
 from rdbpfn.examples import Task
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

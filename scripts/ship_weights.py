@@ -8,7 +8,7 @@ and writes the model card from these records alone.
 import argparse, json, shutil, statistics, subprocess, sys
 from pathlib import Path
 from rdbpfn.core import atomic_path
-from rdbpfn.evaluate import read_records
+from rdbpfn.records import read_records
 from rdbpfn.model import load_model
 
 root = Path(__file__).parents[1]

@@ -98,10 +98,10 @@ def test_the_demo_as_a_program(tmp_path):
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr[-2000:]
     for name in ('flight-late15', 'plane-no-flight-7d'):
         block = done.stdout.split(f'\n{name}:')[1].split('\n\n')[0]
-        base, forest, ours = (float(line.split('AUC')[1].split()[0]) for line in block.splitlines() if ' AUC ' in line)
-        assert base == .5 and ours > base and ours >= forest - .01, (name, forest, ours)
+        forest, ours = (float(line.split('AUC')[1].split()[0]) for line in block.splitlines() if ' AUC ' in line)
+        assert ours > .55 and ours >= forest - .01, (name, forest, ours)
         rows = pd.read_csv(tmp_path/'rdbpfn_demo'/f'{name}.csv')
-        assert len(rows) == 2000 and rows.probability.between(0, 1).all()
+        assert len(rows) == 2000 and rows.rdbpfn.between(0, 1).all()
     assert (tmp_path/'rdbpfn_demo'/'demo.png').stat().st_size > 5000
 
 
@@ -112,4 +112,4 @@ def test_info_names_version_and_weights():
 
 def test_help_lists_the_commands():
     done = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', '--help'], capture_output=True, text=True, env=os.environ | dict(COLUMNS='100'))
-    assert all(c in done.stdout for c in ('demo', 'predict', 'pretrain', 'info'))
+    assert all(c in done.stdout for c in ('demo', 'predict', 'pretrain', 'info', 'sample', 'schemas', 'evaluate', 'report', 'bench'))
