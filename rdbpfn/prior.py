@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'BLOCK', 'DAY', 'PriorConfig', 'sample_blueprint', 'as_column', 'to_database', 'sample_database',
-           'write_databases']
+           'broken_promises', 'write_databases']
 
 # %% ../nbs/09_prior.ipynb #d3c042ac
 from dataclasses import dataclass
@@ -106,6 +106,22 @@ def sample_database(
     blueprint, gen = sample_blueprint(seed, config), generator(seed, 1)
     rows = sample_structure(gen, blueprint, config.structure)
     return to_database(gen, rows, sample_content(gen, rows, config.content), config)
+
+# %% ../nbs/09_prior.ipynb #f4680255
+def broken_promises(
+    db: Database # that the prior drew
+) -> list: # sentences, none if all is well
+    "What is wrong with a database that should be whole [5.1]"
+    report, bad = db.integrity(), [f'{t.name} is empty' for t in db.schema.tables if not db.n_rows(t.name)]
+    bad += [f'{r.table}.{r.column}: {r.problem}' for r in report.itertuples() if r.problem not in ('null fkey', 'no time')]
+    if bad: return bad
+    for f in db.schema.fkeys:
+        child, parent, p = db.times(f.child), db.times(f.parent), db.parent_rows(f)
+        if child is not None and parent is not None and (child[p >= 0] < parent[p[p >= 0]]).any(): bad.append(f'{f.name}: a child before its parent')
+    for t in db.schema.tables:
+        if t.time_col and (np.diff(db.times(t.name)) < np.timedelta64(0)).any(): bad.append(f'{t.name}: rows not in the order of time')
+        bad += [f'{t.name}.{c.name}: infinite' for c in t.columns if c.kind == 'number' and np.isinf(db.table_dict[t.name][c.name]).any()]
+    return bad
 
 # %% ../nbs/09_prior.ipynb #12a09d03
 def write_databases(

@@ -189,13 +189,13 @@ def _draw_rows(rng, parents, roles, config):
     floors = np.minimum(roots, 20*min(6, budget/(40*n))**u[2])
     return fit_rows(parents, roots.tolist(), fans.tolist(), floors.tolist(), budget)
 
-# %% ../nbs/04_topology.ipynb #0f2efe57
-def _draw_columns(rng, parents, roles, config, n_cols):
+# %% ../nbs/04_topology.ipynb #c7dabf7f
+def _draw_columns(rng, parents, roles, config, n_rows, n_cols):
     "Kinds of the value columns of each table"
     n, C = len(parents), int(rng.integers(config.columns[0], config.columns[1] + 1))
     degree = np.array([len(ps) for ps in parents]) + np.bincount([p for ps in parents for p in ps], minlength=n)
     link = np.array(roles) == 4
-    chance = degree*np.where(link, .5, 1) + 1e-9
+    chance = (degree*np.where(link, .5, 1) + 1e-9)*(np.array(n_rows) >= min(60, max(n_rows)))     # a table that can be asked about
     main = int(rng.choice(n, p=chance/chance.sum()))
     if n_cols is not None: weight = np.array([max(c - len(ps) - 1, 0) for c, ps in zip(n_cols, parents)], float)
     else: weight = np.exp(.8*rng.standard_normal(n))*np.array([.6, 1.4, 1, 1.1, .5])[roles]*~(link & (rng.random(n) < .4))
@@ -206,7 +206,7 @@ def _draw_columns(rng, parents, roles, config, n_cols):
     kinds = iter(rng.choice(len(KINDS_OF_VALUES), C, p=shares).tolist())
     return tuple(tuple(KINDS_OF_VALUES[next(kinds)] for _ in range(c)) for c in counts)
 
-# %% ../nbs/04_topology.ipynb #f96aeb6d
+# %% ../nbs/04_topology.ipynb #a0fd4c1a
 def _numpy(gen): return np.random.default_rng(int(torch.randint(2**62, (1,), generator=gen)))
 
 def dress(
@@ -222,7 +222,7 @@ def dress(
     if 40*len(parents) > config.total_rows: raise InputError(f'{len(parents)} tables need total_rows of at least {40*len(parents)}, got {config.total_rows}.')
     rng, roles = _numpy(gen), list(roles_of(parents) if sizes is None else sizes)
     n_rows = _draw_rows(rng, parents, roles, config)
-    columns = _draw_columns(rng, parents, roles, config, n_cols)
+    columns = _draw_columns(rng, parents, roles, config, n_rows, n_cols)
     share = [config.timed[bool(ps)] for ps in parents]
     return Blueprint(tuple(map(tuple, parents)), tuple(n_rows), columns, tuple((rng.random(len(parents)) < share).tolist()))
 
