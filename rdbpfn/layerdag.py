@@ -77,7 +77,7 @@ def with_parallel(
     chosen = F.one_hot(which, n*n).view(B, n, n)*(torch.rand(B, 1, 1, generator=gen) < share)
     return (A + chosen*(1 + (torch.rand(B, 1, 1, generator=gen) < 1/7).long())).clamp(max=MAX_PARALLEL)
 
-# %% ../nbs/05_layerdag.ipynb #bb5c4ee7
+# %% ../nbs/05_layerdag.ipynb #ff62a6b9
 def _mlp(n, w, out, drop): return nn.Sequential(nn.LayerNorm(n), nn.Linear(n, w), nn.GELU(), nn.Dropout(drop), nn.Linear(w, out))
 
 def _both(A, x): return torch.cat([x, A @ x, A.transpose(1, 2) @ x], -1)       # own state, sum over parents, sum over children
@@ -101,7 +101,7 @@ class LayerDAG(nn.Module):
     def encode(self, g, l):
         "States of the tables of layers 0..l (B, n, w), and of the whole (B, w)"
         old = ((g.layer >= 0) & (g.layer <= l[:, None]))[..., None].float()
-        A = g.A*old*old.transpose(1, 2)
+        A = g.A.float()
         h = (self.cols(g.cols) + self.role(g.role) + self.depth((l[:, None] - g.layer).clamp(0, 7)))*old
         for f in self.encoder: h = h + f(_both(A, h))*old
         total = h.sum(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['workshop', 'PRIORS', 'schemas', 'KEEP_MEMORY', 'bench', 'Json', 'Sentences', 'sample', 'fit_prior', 'relaunch',
-           'pretrain', 'evaluate', 'report', 'show', 'bench_prior', 'bench_train']
+           'pretrain', 'evaluate', 'report', 'show', 'bench_prior', 'bench_train', 'bench_dfs', 'bench_predict']
 
 # %% ../nbs/22b_workshop.ipynb #1cd6f1d6
 import json, os, sys, warnings
@@ -159,7 +159,7 @@ def bench_prior(
     result = stream.bench_prior(n)
     show(result | dict(scale=stream.bench_rows()) if scale else result, as_json)
 
-# %% ../nbs/22b_workshop.ipynb #12af33c5
+# %% ../nbs/22b_workshop.ipynb #6628959b
 @bench.command('train')
 def bench_train(
     as_json: Json = False, # for programs
@@ -167,3 +167,19 @@ def bench_train(
     "Tables a second of a training step, against the written-out network and the machine's limit."
     from rdbpfn import speed
     show(speed.bench_train(), as_json)
+
+@bench.command('dfs')
+def bench_dfs(
+    as_json: Json = False, # for programs
+) -> None:
+    "Deep Feature Synthesis against featuretools, and up to ten million child rows (some minutes)."
+    from rdbpfn import dfs_bench
+    show(dfs_bench.bench_dfs(), as_json)
+
+@bench.command('predict')
+def bench_predict(
+    as_json: Json = False, # for programs
+) -> None:
+    "Seconds and memory of 10,000 predictions, and what the context cache saves."
+    from rdbpfn import latency
+    show(latency.bench_predict(), as_json)

@@ -34,19 +34,23 @@ def answers_of(frame, codes, rows, queries, **options):
     rows = model.encoder_.transform(queries)
     return {f'{i}:{name}': e.log_odds(rows)[:, 0] for i, (name, e) in enumerate(members)}
 
-def variants(frames, queries, codes, contexts):
+def variants(frames, queries, codes, contexts, groups):
     "Yield (group, variant, log-odds) for one draw; frames: {feature set: {policy: frame}}, contexts: {policy: positions}"
+    single = lambda name='paper', policy='random', **o: answers_of(frames[name][policy], codes, contexts[policy], queries[name], n_estimators=1, **o)['0:raw']
     paper, asked = frames['paper']['random'], queries['paper']
-    found = {k.split(':')[1]: v for k, v in answers_of(paper, codes, contexts['random'], asked, n_estimators=6, views=VIEWS).items()}
-    for name, members in SETS.items(): yield 'members', name, np.mean([found[m] for m in members], 0)
-    spread = answers_of(paper, codes, contexts['random'], asked, n_estimators=4, spread=True)
-    yield 'columns', 'four members, columns drawn', np.mean(list(spread.values()), 0)
-    for n in (24, 60): yield 'columns', f'raw, {n} columns', answers_of(paper, codes, contexts['random'], asked, n_estimators=1, n_columns=n)['0:raw']
-    for policy in POLICIES: yield 'policy', policy, answers_of(frames['paper'][policy], codes, contexts[policy], asked, n_estimators=1, context=policy)['0:raw']
-    for name in frames:
-        if name != 'paper': yield 'features', name, answers_of(frames[name]['random'], codes, contexts['random'], queries[name], n_estimators=1)['0:raw']
+    if 'members' in groups:
+        found = {k.split(':')[1]: v for k, v in answers_of(paper, codes, contexts['random'], asked, n_estimators=6, views=VIEWS).items()}
+        for name, members in SETS.items(): yield 'members', name, np.mean([found[m] for m in members], 0)
+    if 'columns' in groups:
+        yield 'columns', 'four members, columns drawn', np.mean(list(answers_of(paper, codes, contexts['random'], asked, n_estimators=4, columns='drawn').values()), 0)
+        for n in (24, 60): yield 'columns', f'raw, {n} columns', single(n_columns=n)
+    if 'policy' in groups:
+        for policy in POLICIES: yield 'policy', policy, single(policy=policy, context=policy)
+    if 'features' in groups:
+        for name in frames:
+            for columns in ('novel', 'top'): yield 'features', f'{name}, {columns}', single(name, columns=columns)
 
-def run(task, shots, draws, n_queries, features, done, about, out):
+def run(task, shots, draws, n_queries, features, groups, done, about, out):
     "All variants of one task"
     (X, y), (Xq, yq) = labelled(task, 'train'), labelled(task, 'val')
     codes, truth = (y == y.max()).to_numpy(int), (yq == yq.max()).to_numpy(int)
@@ -71,7 +75,7 @@ def run(task, shots, draws, n_queries, features, done, about, out):
         mine = {name: {p: f.iloc[np.searchsorted(pool, c)] for p, c in cs.items()} for name, f in frames.items()}
         if len(np.unique(codes[cs['random']])) < 2: continue
         records = []
-        for group, name, odds in variants(mine, queries, codes, cs):
+        for group, name, odds in variants(mine, queries, codes, cs, groups):
             p = 1/(1 + np.exp(-odds))
             records.append(about | dict(task=task.name, n_shots=n, draw=d, group=group, variant=name, auc=float(roc_auc_score(truth, p)), log_loss=float(log_loss(truth, p)), n_query=len(truth)))
         with open(out, 'a') as f: f.write(''.join(json.dumps(r) + '\n' for r in records))
@@ -84,17 +88,18 @@ if __name__ == '__main__':
     parser.add_argument('--shots', default='128,512')
     parser.add_argument('--draws', type=int, default=10)
     parser.add_argument('--queries', type=int, default=2000, help='validation rows of a task, at most')
-    parser.add_argument('--features', default='paper,recent', help='feature sets, the first must be paper')
+    parser.add_argument('--features', default='paper,recent,full', help='feature sets, the first must be paper')
+    parser.add_argument('--groups', default='members,columns,policy,features', help='what to compare')
     parser.add_argument('--tasks', default='', help='names, separated by commas; none: all binary ones')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    about = dict(weights=hashlib.sha256(default_weights().read_bytes()).hexdigest()[:12], split='val', regime='seed', n_query_limit=args.queries)
+    about = dict(weights=hashlib.sha256(default_weights().read_bytes()).hexdigest()[:12], split='val', regime='seed', n_query_limit=args.queries, groups=args.groups)
     lines = [json.loads(l) for l in Path(args.out).read_text().splitlines()] if Path(args.out).is_file() else []
     done = {(r['task'], r['n_shots'], r['draw']) for r in lines if all(r[k] == v for k, v in about.items())}
     folders = [f for f in sorted(Path(args.data).iterdir()) if (f/'schema.json').exists()]
     tasks = [Task.from_folder(f, n) for f in folders for n in task_names(f) if not args.tasks or n in args.tasks.split(',')]
     for d in range(1, args.draws + 1):                                                # draw by draw, so that a run cut short is balanced
         for task in tasks:
-            if task.train[task.target_col].nunique() == 2: run(task, list(map(int, args.shots.split(','))), d, args.queries, args.features.split(','), done, about, args.out)
+            if task.train[task.target_col].nunique() == 2: run(task, list(map(int, args.shots.split(','))), d, args.queries, args.features.split(','), args.groups.split(','), done, about, args.out)
         lines = [json.loads(l) for l in Path(args.out).read_text().splitlines()]
         done = {(r['task'], r['n_shots'], r['draw']) for r in lines if all(r[k] == v for k, v in about.items())}

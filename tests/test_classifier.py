@@ -3,9 +3,10 @@ import copy, datetime as dt, decimal, pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from rdbpfn import classifier as C
-from rdbpfn.classifier import FrameEncoder, RDBPFNClassifier, as_numbers, code_book
+from rdbpfn import ensemble as E
+from rdbpfn.classifier import RDBPFNClassifier
 from rdbpfn.core import InputError
+from rdbpfn.encoding import MAX_CODES, FrameEncoder, as_numbers, code_book
 from rdbpfn.model import ModelConfig, RDBPFN, save_model
 
 
@@ -67,9 +68,9 @@ def test_answers_do_not_depend_on_chunks_cache_or_company(net, n_classes, monkey
     base = m.predict_proba(x[40:])
     assert m.ensemble_.cache and m.ensemble_.chunk > 70
     for k in (1, 7, 50): assert (np.vstack([m.predict_proba(x[i:i+k]) for i in range(40, 110, k)]) == base).all(), k
-    monkeypatch.setattr(C, 'PASS_BYTES', 1); monkeypatch.setattr(C, 'CACHE_BYTES', 1)
+    monkeypatch.setattr(E, 'PASS_BYTES', 1); monkeypatch.setattr(E, 'CACHE_BYTES', 1)
     small = RDBPFNClassifier(net).fit(x[:40], y[:40])
-    assert (small.ensemble_.step, small.ensemble_.chunk, small.ensemble_.cache) == (1, 64, {})
+    assert (small.ensemble_.step, small.ensemble_.chunk, small.ensemble_.cache) == (1, 8, {})
     np.testing.assert_allclose(small.predict_proba(x[40:]), base, atol=1e-6)
     assert not small.ensemble_.cache
 
@@ -149,7 +150,7 @@ def test_encoder_learns_from_the_context_only():
 def test_many_categories_share_the_last_code():
     col = pd.Series([f'v{i:03}' for i in range(200)] + ['v199'])
     codes = FrameEncoder().encode(col, code_book(col))
-    assert codes[-1] == 0 and codes.max() == C.MAX_CODES and (codes == C.MAX_CODES).sum() == 200 - C.MAX_CODES
+    assert codes[-1] == 0 and codes.max() == MAX_CODES and (codes == MAX_CODES).sum() == 200 - MAX_CODES
 
 
 def test_frames_and_arrays_agree_and_are_not_changed(net):
@@ -183,26 +184,22 @@ def test_base_rate_where_no_column_varies():
 
 # ---- limits
 
-def test_more_rows_than_fit(net, monkeypatch):
-    monkeypatch.setattr(C, 'MAX_ROWS', 50)
+def test_more_rows_than_fit(net):
     x, y, _ = table(500)
     y[:] = 0; y[:10] = 1; y[10] = 2
-    with pytest.warns(UserWarning, match='500 rows .* 50'): m = RDBPFNClassifier(net, n_estimators=6).fit(x, y)
+    fit = lambda **o: RDBPFNClassifier(net, n_estimators=6, n_context=50, **o).fit(x, y)
+    m = fit()
     rows = [set(e.rows) for e in m.ensemble_.members]
     assert len(rows) == 6 and {len(r) for r in rows} == {50} and len(set.union(*rows)) > 200
     assert all({0, 1, 2} == set(y[list(r)]) for r in rows), 'the rare class is in every context'
     p = m.predict_proba(x[:9])
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        assert (RDBPFNClassifier(net, n_estimators=6).fit(x, y).predict_proba(x[:9]) == p).all()
-        assert (RDBPFNClassifier(net, n_estimators=6, random_state=1).fit(x, y).predict_proba(x[:9]) != p).any()
+    assert (fit().predict_proba(x[:9]) == p).all() and (fit(random_state=1).predict_proba(x[:9]) != p).any()
 
 
-def test_a_column_constant_in_a_member_says_nothing(net, monkeypatch):
-    monkeypatch.setattr(C, 'MAX_ROWS', 50)
+def test_a_column_constant_in_a_member_says_nothing(net):
     x, y, _ = table(500)
     x[:, 1] = 0; x[7, 1] = 1; x[:, 2] = np.nan; x[8:10, 2] = [1, 2]                   # in most subsets constant, or missing altogether
-    with pytest.warns(UserWarning): m = RDBPFNClassifier(net, n_estimators=1).fit(x, y)
+    m = RDBPFNClassifier(net, n_estimators=1, n_context=50).fit(x, y)
     assert not {7, 8, 9} & set(m.ensemble_.members[0].rows)
     q = x[:1].copy(); q[0, 1:3] = [1, 5]
     assert (m.predict_proba(q) == m.predict_proba(x[:1])).all()
@@ -211,10 +208,24 @@ def test_a_column_constant_in_a_member_says_nothing(net, monkeypatch):
 def test_more_columns_than_fit(net):
     x, y, rng = table(200, 60, 3)
     y = np.digitize(x[:, 50], [-.5, .5])
-    with pytest.warns(UserWarning, match='60 columns .* 36'): m = RDBPFNClassifier(net).fit(x, y)
-    assert 50 in m.ensemble_.members[0].cols
-    x2 = x.copy(); x2[:, [c for c in range(60) if c not in m.ensemble_.members[0].cols]] = rng.normal(size=(200, 24))
+    m = RDBPFNClassifier(net).fit(x, y)
+    read = list(m.encoder_.plan)
+    assert 50 in read and len(read) == 36
+    x2 = x.copy(); x2[:, [c for c in range(60) if c not in read]] = rng.normal(size=(200, 24))
     assert (m.predict_proba(x2) == m.predict_proba(x)).all()
+
+
+def test_copies_of_columns_change_nothing(net):
+    x, y, _ = table()
+    p = RDBPFNClassifier(net).fit(x, y).predict_proba(x)
+    assert (RDBPFNClassifier(net).fit(np.c_[x, -3*x + 1, np.ones(60)], y).predict_proba(np.c_[x, x, x[:, :1]]) == p).all()
+
+
+def test_members_that_draw_their_columns_see_others(net):
+    x, y, _ = table(200, 60)
+    m = RDBPFNClassifier(net, n_estimators=4, columns='drawn', n_columns=20).fit(x, y)
+    sets = [tuple(e.cols) for e in m.ensemble_.members]
+    assert len(set(sets)) == 4 and {len(c) for c in sets} == {20} and 20 < len(m.encoder_.plan) < 60
 
 
 # ---- bad input: one sentence
@@ -238,7 +249,8 @@ def test_other_columns_in_the_query(net, change, says):
         m.predict_proba(change(d))
 
 
-@pytest.mark.parametrize('params, says', [(dict(n_estimators=0), 'n_estimators'), (dict(n_estimators=1.5), 'n_estimators'), (dict(model=3), 'model must be'), (dict(device='abacus'), 'not a device')])
+@pytest.mark.parametrize('params, says', [(dict(n_estimators=0), 'n_estimators'), (dict(n_estimators=1.5), 'n_estimators'), (dict(model=3), 'model must be'), (dict(device='abacus'), 'not a device'), (dict(n_context=0), 'n_context'), (dict(n_columns=.5), 'n_columns'), (dict(columns='all'), 'columns must be'),
+                                          (dict(views=('log',)), 'no view'), (dict(dtype='int8'), 'dtype must be'), (dict(context='late'), 'no context policy'), (dict(context='recency'), 'needs to know when')])
 def test_bad_parameters(params, says):
     x, y, _ = table()
     with pytest.raises(InputError, match=says): RDBPFNClassifier(**params).fit(x, y)

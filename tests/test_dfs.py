@@ -2,6 +2,7 @@
 import time
 import numpy as np, pandas as pd, pytest
 import rdbpfn.dfs_tensor as dt
+from rdbpfn.aggregates import AGGREGATES, AGGS, agg_parts, feature_set
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.dfs import featuretools_features, plan_features
@@ -11,6 +12,7 @@ from rdbpfn.schema import Column, ForeignKey, Schema, Table
 
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
 DAYS = pd.date_range('2020-01-01', periods=12)
+FULL = feature_set('full', (1, 3, 7))               # every aggregation there is
 
 def same(a, b): pd.testing.assert_frame_equal(a, b, rtol=1e-6, atol=1e-9)
 def identical(a, b): pd.testing.assert_frame_equal(a, b, check_exact=True)
@@ -52,7 +54,7 @@ def random_database(seed):
         fkeys.append(ForeignKey(child, cols, parent, pkey))
     return Database(frames, Schema(tuple(Table(t, tuple(Column(*c) for c in k.items()), p, time) for t, (k, p, time) in tables.items()), tuple(fkeys)))
 
-def request(db, seed, n=10, depth=2, n_features=120):
+def request(db, seed, n=10, depth=2, n_features=120, aggs=AGGS):
     "A plan, rows and cutoffs: pairs repeat, cutoffs coincide with times of rows"
     rng = np.random.default_rng((seed, 1))
     table = rng.choice([t for t in db.schema.names if db.n_rows(t)])
@@ -62,23 +64,24 @@ def request(db, seed, n=10, depth=2, n_features=120):
     if db.schema[table].time_col and rng.random() < .5:               # each row as of its own time, masked columns as history
         own = pd.Series(db.times(table)[rows])
         history, cutoffs = True, own.fillna(DAYS[6]).to_numpy()
-    plan = plan_features(db.schema, table, depth, mask, history=history)
+    plan = plan_features(db.schema, table, depth, mask, history=history, aggs=aggs)
     keep = sorted(rng.choice(len(plan), min(len(plan), n_features), replace=False))
     return plan.select([plan.names[i] for i in keep]), rows, cutoffs
 
 @pytest.mark.parametrize('seed', range(60))
 def test_engines_agree(seed):
     db = random_database(seed)
-    plan, rows, cutoffs = request(db, seed, depth=3 if seed % 5 == 0 else 2)
+    plan, rows, cutoffs = request(db, seed, depth=3 if seed % 5 == 0 else 2, n_features=80, aggs=FULL)
     same(compute_features(db, plan, rows, cutoffs), featuretools_features(db, plan, rows, cutoffs))
-    if seed % 3 == 0 and not plan.reads_history_of_mask: same(compute_features(db, plan, rows), featuretools_features(db, plan, rows))
+    paper = plan.select([f.name for f in plan if not set(f.aggs) - set(sum(AGGS.values(), ()))])
+    if seed % 3 == 0 and not plan.reads_history_of_mask: same(compute_features(db, paper, rows), featuretools_features(db, paper, rows))
 
 def test_the_sweep_meets_every_nasty_case():
     "A sweep proves nothing about cases that it never draws"
     seen = set()
     for seed in range(30):
         db = random_database(seed)
-        plan, rows, cutoffs = request(db, seed)
+        plan, rows, cutoffs = request(db, seed, aggs=FULL)
         s, x = db.schema, compute_features(db, plan, rows, cutoffs)
         seen |= {'self-reference' for f in s.fkeys if f.child == f.parent} | {'composite' for f in s.fkeys if len(f.columns) > 1}
         seen |= {'parallel' for f in s.fkeys for g in s.fkeys if f != g and (f.child, f.parent) == (g.child, g.parent)}
@@ -89,9 +92,10 @@ def test_the_sweep_meets_every_nasty_case():
         seen |= {'null column' for t, d in db.table_dict.items() for c in d if len(d) and d[c].isna().all()}
         seen |= {'empty set' for f in plan if f.kind == 'key' and (x[f.name] == 0).any()} | ({'history'} if plan.reads_history_of_mask else set())
         seen |= {'repeated pair'} if pd.DataFrame({'r': rows, 'c': cutoffs}).duplicated().any() else set()
-        seen |= {f'{a}({b})' for f in plan for a, b in zip(f.aggs, f.aggs[1:])} | {f.aggs[0] for f in plan if f.aggs}
+        seen |= {f'{a}({b})' for f in plan for a, b in zip(f.aggs, f.aggs[1:])} | {f.aggs[0] for f in plan if f.aggs and x[f.name].notna().any()}
     wanted = {'self-reference', 'composite', 'parallel', 'cycle', 'null or dangling', 'empty table', 'null time', 'equal times', 'null column',
-              'empty set', 'history', 'repeated pair', 'mean', 'sum', 'max', 'min', 'mode', 'count', 'mode(mode)', 'sum(sum)', 'max(count)', 'mean(max)'}
+              'empty set', 'history', 'repeated pair', 'mean', 'sum', 'max', 'min', 'mode', 'count', 'mode(mode)', 'sum(sum)', 'max(count)', 'mean(max)',
+              'last', 'since', 'nunique', 'share', 'count_3d', 'mean_3d', 'trend_3d', 'last(count)', 'last(mode)', 'last(last)'}
     assert wanted <= seen, wanted - seen
 
 def disturb(db, t, keep, seed):
@@ -120,16 +124,19 @@ def disturb(db, t, keep, seed):
         if len(again) and not any((table.name, c) in parents for c in f): frames[table.name] = pd.concat([f, again], ignore_index=True)
     return Database(frames, db.schema)
 
-@pytest.mark.parametrize('seed', range(30))
-def test_the_future_changes_nothing(seed):
+def past_and_future(seed, n_features):
+    "A database, another one after another history from t on, and a request at t"
     db = random_database(seed)
-    plan, rows, _ = request(db, seed, n_features=400)
+    plan, rows, _ = request(db, seed, n_features=n_features, aggs=FULL)
     t, table = DAYS[6].to_numpy(), db.schema[plan.entity_table]
     if plan.reads_history_of_mask: rows = rows[~(db.times(table.name)[rows] < t)]
     if not len(rows): pytest.skip('no target row at or after the cutoff')
-    cutoffs = np.full(len(rows), t)
-    other = disturb(db, t, (table.name, rows, [c for c in table.names if c not in plan.mask]), seed)
-    identical(compute_features(db, plan, rows, cutoffs), compute_features(other, plan, rows, cutoffs))
+    return db, disturb(db, t, (table.name, rows, [c for c in table.names if c not in plan.mask]), seed), plan, rows, np.full(len(rows), t)
+
+@pytest.mark.parametrize('seed, engine, n', [(s, compute_features, 400) for s in range(30)] + [(s, featuretools_features, 60) for s in range(5)])
+def test_the_future_changes_nothing(seed, engine, n):
+    db, other, plan, rows, cutoffs = past_and_future(seed, n)
+    identical(engine(db, plan, rows, cutoffs), engine(other, plan, rows, cutoffs))
 
 def test_the_disturbance_is_one():
     "Without cutoffs the disturbed databases do give other features"
@@ -146,7 +153,7 @@ def test_future_of_the_flights():
     db, task = flights(), load_task('flight-late15')
     some = task.test.sample(300, random_state=0)
     rows, cutoffs = db.row_of(task.entity_table, some[task.entity_col]), some[task.time_col].to_numpy()
-    plan = plan_features(db.schema, task.entity_table, mask=task.mask)
+    plan = plan_features(db.schema, task.entity_table, mask=task.mask, aggs=feature_set('full', (7, 30)))
     t = cutoffs.max()
     other = disturb(db, t, ('flights', rows, [c for c in db.schema['flights'].names if c not in task.mask]), 0)
     identical(compute_features(db, plan, rows, cutoffs), compute_features(other, plan, rows, cutoffs))
@@ -163,15 +170,15 @@ def test_the_shop_by_hand(engine):
 
 def test_flights_against_featuretools():
     db, task = flights(), load_task('flight-late15')
-    some = task.test.sample(4, random_state=1)
+    some = task.test.sample(2, random_state=1)
     rows, cutoffs = db.row_of(task.entity_table, some[task.entity_col]), some[task.time_col]
-    plan = plan_features(db.schema, task.entity_table, mask=task.mask)
+    plan = plan_features(db.schema, task.entity_table, mask=task.mask, aggs=feature_set('full', (7, 30)))
     same(compute_features(db, plan, rows, cutoffs), featuretools_features(db, plan, rows, cutoffs))
 
 @pytest.mark.parametrize('seed', range(12))
 def test_small_blocks_and_single_rows_change_nothing(seed, monkeypatch):
     db = random_database(seed)
-    plan, rows, cutoffs = request(db, seed, n=12, depth=3, n_features=150)
+    plan, rows, cutoffs = request(db, seed, n=12, depth=3, n_features=150, aggs=FULL)
     whole = compute_features(db, plan, rows, cutoffs)
     monkeypatch.setattr(dt, 'BLOCK', 16)
     same(compute_features(db, plan, rows, cutoffs), whole)
@@ -201,6 +208,38 @@ def test_seconds_and_not_minutes():
     start = time.perf_counter()
     compute_features(db, plan, rows, db.times('sales')[rows])
     assert time.perf_counter() - start < 3
+    full = plan_features(db.schema, 'sales', mask=('x',), aggs=feature_set('full', (1, 7)))         # windows are no exception
+    start = time.perf_counter()
+    compute_features(db, full, rows, db.times('sales')[rows])
+    assert time.perf_counter() - start < 6
+
+def test_windows_do_not_lose_small_beside_large():
+    times = pd.to_datetime(['2020-01-01', '2020-01-02', '2020-02-01', '2020-02-02'])
+    frames = dict(p=pd.DataFrame({'id': [0]}), c=pd.DataFrame({'id': range(4), 'p': 0, 'x': [1e17, 1e17, .01, .03], 'time': times}))
+    db = Database.from_frames(frames, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})
+    x = compute_features(db, plan_features(db.schema, 'p', aggs={'number': ('mean_10d',)}), [0], pd.to_datetime(['2020-02-05']))
+    assert x['MEAN_10D(c.x)'][0] == pytest.approx(.02, rel=1e-12)
+
+def test_a_window_begins_with_its_first_instant():
+    frames = dict(p=pd.DataFrame({'id': [0]}), c=pd.DataFrame({'id': [0], 'p': [0], 'time': pd.to_datetime(['2020-01-01'])}))
+    db = Database.from_frames(frames, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})
+    plan, at = plan_features(db.schema, 'p', aggs={'key': ('count_1d',)}), pd.to_datetime(['2020-01-01', '2020-01-02', '2020-01-02']) + pd.to_timedelta([0, 0, 1], 'ns')
+    for engine in (compute_features, featuretools_features): assert engine(db, plan, [0, 0, 0], at)['COUNT_1D(c)'].tolist() == [0, 1, 0]
+
+def test_every_aggregation_is_described_and_typed():
+    plan = plan_features(shop().schema, 'customers', aggs=feature_set('full', (7, 30)))
+    assert {agg_parts(a)[0] for f in plan for a in f.aggs} == set(AGGREGATES)
+    assert len({f.describe() for f in plan}) == len(plan) == len(set(plan.names))
+    x = compute_features(shop(), plan, [0], pd.to_datetime(['2024-03-01']))
+    assert all((f.is_category) == isinstance(x[f.name].dtype, pd.CategoricalDtype) for f in plan)
+
+def test_recent_needs_time():
+    "No recent rows in a table without a time, none without a cutoff, and the table's own time is told once"
+    s = shop().schema
+    assert not any(f.path[-1].target in ('items', 'products') and {'last', 'since'} & set(f.aggs[-1:]) for f in plan_features(s, 'customers', 3, aggs=FULL) if f.path and not f.path[-1].forward)
+    with pytest.raises(InputError, match='looks back from a cutoff'): compute_features(shop(), plan_features(s, 'customers', aggs=feature_set('recent')), [0])
+    names = plan_features(s, 'customers', 1, aggs=feature_set('recent')).names
+    assert 'SINCE(orders[customer_id])' in names and not {'LAST(orders[customer_id].DAYS_SINCE(placed))', 'MIN(orders[customer_id].DAYS_SINCE(placed))'} & set(names)
 
 def test_a_target_row_does_not_see_itself_early():
     db = chain(40)
@@ -248,7 +287,8 @@ def test_bad_requests_get_a_sentence(engine, bad, message):
     with pytest.raises(InputError, match=message): engine(db, plan_features(db.schema, 'customers'), **{'rows': [0], **bad})
 
 BAD_PLANS = [(dict(entity_table='order'), "did you mean 'orders'"), (dict(mask=('pay',)), "'pay'"), (dict(target=('orders', 'pay')), "'pay'"), (dict(max_depth=-1), 'max_depth'),
-             (dict(aggs={'number': ('median',)}), 'median'), (dict(aggs={'datetime': ('sum',)}), 'sum')]
+             (dict(aggs={'number': ('median',)}), 'median'), (dict(aggs={'datetime': ('sum',)}), 'sum'),
+             (dict(aggs={'datetime': ('mean_3d',)}), 'mean_3d'), (dict(aggs={'number': ('trend',)}), 'trend_30d'), (dict(aggs={'number': ('last_3d',)}), 'last_3d')]
 
 @pytest.mark.parametrize('bad, message', BAD_PLANS)
 def test_bad_plans_get_a_sentence(bad, message):

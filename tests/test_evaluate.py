@@ -1,14 +1,17 @@
-"""The protocol's parts against hand-made cases: support draws, regimes, shared features, failures, resume, missing cells."""
-import json
+"""The protocol's parts against hand-made cases: support draws, regimes, shared features, processes, failures, resume, missing cells."""
+import json, os, signal, subprocess, sys, time, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from rdbpfn import evaluate as ev
 from rdbpfn.baselines import make_model
+from rdbpfn.benchmarks import Entry
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.dfs import plan_features
 from rdbpfn.dfs_tensor import compute_features
-from rdbpfn.evaluate import FewShot, KEY, SingleTable, as_table, current, draw_support, evaluate, key_of, read_records, run_cell, score, summary, task_features
+from rdbpfn.evaluate import FewShot, SingleTable, calibration_error, draw_support, evaluate, in_processes, run_cell, run_suite, score, side_by_side, task_features
 from rdbpfn.examples import Task
+from rdbpfn.records import KEY, as_table, current, key_of, read_records, summary
 
 
 @pytest.fixture(scope='module')
@@ -62,8 +65,10 @@ def test_frozen_is_upto_and_own_cutoff(task):
     plan = plan_features(db.schema, 'shops', 2)
     want = compute_features(Database(frames, db.schema), plan, task.test['shop'].to_numpy(), task.test['at'])
     pd.testing.assert_frame_equal(task_features(task, task.test, T), want)
-    pd.testing.assert_frame_equal(FewShot(task, 'frozen', n_shots=(9,)).data[2], want)
-    seed = FewShot(task, 'seed', n_shots=(9,)).data[2]
+    frozen, seed = (FewShot(task, regime, n_shots=(9,)).data[2] for regime in ('frozen', 'seed'))
+    assert frozen.index.tolist() == task.test['shop'].tolist(), 'the index says who is asked about'
+    frozen, seed = frozen.reset_index(drop=True), seed.reset_index(drop=True)
+    pd.testing.assert_frame_equal(frozen, want)
     more = (seed['COUNT(sales)'] - want['COUNT(sales)'])[(task.test['at'] > T).to_numpy()]
     assert (more >= 0).all() and (more > 0).mean() > .9
     pd.testing.assert_frame_equal(task_features(task, task.train, T), task_features(task, task.train))
@@ -126,7 +131,7 @@ def test_a_cell_holds_the_rows_of_its_draw(task):
     for n, draw in ((10, 0), (20, 1)):
         rows = task.train.iloc[draw_support(task.name, len(task.train), n, draw)]
         X, y, Xq, yq = protocol.cell(n, draw)
-        pd.testing.assert_frame_equal(X, task_features(task, rows, max_depth=1))
+        pd.testing.assert_frame_equal(X.reset_index(drop=True), task_features(task, rows, max_depth=1))
         assert (y == rows.even).all() and (yq == task.test.even).all() and len(Xq) == len(yq)
 
 
@@ -139,6 +144,11 @@ def test_it_learns_what_there_is_to_learn(task):
 
 def test_max_query_is_a_fixed_subset(task):
     a, b = (FewShot(task, n_shots=(20,), n_draws=1, max_query=50) for _ in range(2))
+    frozen = FewShot(task, 'frozen', n_shots=(30,), n_draws=2, max_query=50)
+    pd.testing.assert_frame_equal(a.questions, frozen.questions)
+    assert frozen.data[2].index.tolist() == a.data[2].index.tolist() and a.questions.index.is_monotonic_increasing
+    T = task.test['at'].min()
+    pd.testing.assert_frame_equal(frozen.data[2].reset_index(drop=True), task_features(task, frozen.questions, T)), 'T is that of the split, not of the subset'
     assert len(a.data[2]) == 50 and a.data[2].equals(b.data[2]) and a.about['n_query'] == 50
     assert 0 < a.data[4].mean() < 1
 
@@ -218,7 +228,7 @@ def test_table_never_mixes(task):
     for k, v in dict(task='u', n_shots=128, regime='frozen', features='dfs-1', split='val', n_query=8).items():
         assert len(as_table([base, dict(base, **{k: v})], 1)) == 2, k
     assert '—' in as_table([base, dict(base, task='u', model='b')], 1).loc['u'].iloc[0].tolist()
-    with pytest.raises(InputError, match='several weights'): as_table([base, dict(base, weights='new')], 1)
+    with pytest.raises(InputError, match='2 sets of weights'): as_table([base, dict(base, weights='new')], 1)
 
 
 def test_new_weights_make_new_cells(task, tmp_path, monkeypatch):
@@ -242,3 +252,167 @@ def test_single_table_halves_do_not_meet():
         X, y, Xq, yq = SingleTable('t', frame, 'y').cell(700, draw)
         assert (len(X), len(Xq), len({*X.i} | {*Xq.i})) == (700, 300, 1000) and (y == X.i % 2).all() and (yq == Xq.i % 2).all()
     assert SingleTable('small', frame[:100], 'y').n_shots == (70,)
+
+
+# more than one process
+
+def slow_square(x):
+    time.sleep(.01*(x % 3))
+    return x*x
+
+
+@pytest.mark.parametrize('processes', (1, 2, 5))
+def test_processes_do_all_cells_once(processes):
+    got = list(in_processes(slow_square, [(i,) for i in range(12)], processes))
+    assert sorted(got) == [((i,), i*i) for i in range(12)]
+
+
+def test_processes_without_cells(): assert list(in_processes(slow_square, [], 3)) == []
+
+
+def test_parallel_records_are_the_serial_ones(task, tmp_path):
+    models = dict(constant='constant', line='logistic', trees='lightgbm')
+    scores = []
+    for processes in (1, 3):
+        evaluate(FewShot(task, n_shots=(20, 40), n_draws=2, max_depth=1), models, out := tmp_path/f'{processes}.jsonl', processes)
+        scores.append({key_of(r): (r['auc'], r['log_loss'], r['ece']) for r in read_records(out)})
+    assert len(scores[0]) == 12 and scores[0] == scores[1]
+
+
+def test_features_are_made_once_for_all_processes(task, tmp_path, monkeypatch):
+    real, log = ev.task_features, tmp_path/'calls'
+    def noted(*args):
+        with log.open('a') as f: f.write(f'{os.getpid()}\n')
+        return real(*args)
+    monkeypatch.setattr(ev, 'task_features', noted)
+    evaluate(FewShot(task, n_shots=(20,), n_draws=3, max_depth=1), dict(a='constant', b='logistic'), tmp_path/'r.jsonl', 3)
+    assert log.read_text().split() == [str(os.getpid())]*2
+
+
+class Hungry:
+    "A model that the operating system kills on some draws"
+    def fit(self, X, y):
+        if y.sum() % 2: os.kill(os.getpid(), signal.SIGKILL)
+        return self
+    def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
+
+
+def test_a_killed_process_is_one_record(task, tmp_path):
+    protocol = FewShot(task, n_shots=(21,), n_draws=8, max_depth=1)
+    made = evaluate(protocol, dict(h=f'{__name__}:Hungry', c='constant'), tmp_path/'r.jsonl', 2)
+    odd = {d for d in range(8) if protocol.cell(21, d)[1].sum() % 2}
+    assert 0 < len(odd) < 8 and len(made) == 16
+    assert {r['draw'] for r in made if 'error' in r} == odd
+    assert {r['error'] for r in made if 'error' in r} == {'killed: the process ended with status -9 (out of memory?)'}
+    assert all('auc' in r for r in made if r['model'] == 'c')
+
+
+class Starved:
+    def fit(self, X, y): os.kill(os.getpid(), signal.SIGKILL)
+    def predict_proba(self, X): pass
+
+
+def test_every_process_may_die(task, tmp_path):
+    made = evaluate(FewShot(task, n_shots=(20,), n_draws=5, max_depth=1), dict(s=f'{__name__}:Starved'), tmp_path/'r.jsonl', 2)
+    assert sorted(r['draw'] for r in made) == [0, 1, 2, 3, 4] and all('killed' in r['error'] for r in made)
+
+
+def test_killed_run_is_resumed_and_leaves_no_process(tmp_path):
+    "SIGKILL to the parent in the middle: its workers end, whole lines stay, the next run does the rest"
+    program = '''
+import sys, time
+import numpy as np, pandas as pd
+from rdbpfn.evaluate import SingleTable, evaluate
+class Slow:
+    def fit(self, X, y): time.sleep(.15); return self
+    def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
+sys.modules['slow'] = sys.modules['__main__']
+frame = pd.DataFrame(dict(x=np.arange(60.), y=np.arange(60) % 2))
+evaluate(SingleTable('t', frame, 'y', n_draws=12), dict(s='slow:Slow'), sys.argv[1], 2)
+'''
+    out = tmp_path/'r.jsonl'
+    run = subprocess.Popen([sys.executable, '-c', program, str(out)], start_new_session=True)
+    deadline = time.time() + 240
+    while not (out.exists() and out.read_text().count('\n') >= 3) and time.time() < deadline: time.sleep(.02)
+    run.kill(); run.wait()
+    before = len(read_records(out))
+    assert 3 <= before < 12
+    while _alive(run.pid) and time.time() < deadline: time.sleep(.05)
+    assert not _alive(run.pid), 'a worker outlived its parent'
+    subprocess.run([sys.executable, '-c', program, str(out)], check=True)
+    assert len(read_records(out)) == 12 and out.read_text().count('\n') == 12
+
+
+def _alive(group):
+    try: os.killpg(group, 0)
+    except ProcessLookupError: return False
+    return True
+
+
+def test_features_that_fail_are_records(task, tmp_path, monkeypatch):
+    def broken(*a): raise MemoryError('the features')
+    monkeypatch.setattr(ev, 'task_features', broken)
+    made = evaluate(FewShot(task, n_shots=(20,), n_draws=2, max_depth=1), dict(a='constant'), tmp_path/'r.jsonl', 2)
+    assert [r['error'] for r in made] == ['MemoryError: the features']*2
+
+
+# suites
+
+def as_suite(monkeypatch, entries): monkeypatch.setattr(ev, 'load_suite', lambda name, data: entries)
+
+
+def test_a_suite_says_when_sizes_differ(task, tmp_path, monkeypatch):
+    as_suite(monkeypatch, [Entry('rel-f1/driver-top3', lambda: task), Entry('sales/by-shop', lambda: task)])
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        made = run_suite('any', tmp_path/'r.jsonl', ['constant'], processes=1, say=said.append, n_shots=(20,), n_draws=1)
+    assert made[0]['note'].startswith('sizes differ from the published ones (train 300 instead of 1,353') and 'note' not in made[1]
+    assert [r['task'] for r in made] == ['rel-f1/driver-top3', 'sales/by-shop'] and 'sizes differ' in said[0]
+    assert [r['n_query'] for r in made] == [len(task.test)]*2
+
+
+def test_a_task_that_cannot_be_had_is_passed_over(task, tmp_path, monkeypatch):
+    def gone(): raise InputError('no network.')
+    as_suite(monkeypatch, [Entry('a/gone', gone), Entry('a/here', lambda: task)])
+    with pytest.warns(UserWarning, match='a/gone is left out: no network'):
+        made = run_suite('any', tmp_path/'r.jsonl', ['constant'], processes=1, n_shots=(20,), n_draws=1)
+    assert [r['task'] for r in made] == ['a/here']
+
+
+def test_a_suite_resumes(task, tmp_path, monkeypatch):
+    as_suite(monkeypatch, [Entry('a/b', lambda: task)])
+    how = dict(processes=2, regimes=('seed', 'frozen'), n_shots=(20,), max_query=40)
+    assert len(run_suite('any', tmp_path/'r.jsonl', ['constant', 'logistic'], n_draws=2, **how)) == 8
+    assert len(run_suite('any', tmp_path/'r.jsonl', ['constant', 'logistic'], n_draws=3, **how)) == 4
+    assert len(run_suite('any', tmp_path/'r.jsonl', ['constant', 'logistic'], n_draws=3, **how | dict(max_query=41))) == 12, 'other questions are other cells'
+    assert set(pd.DataFrame(read_records(tmp_path/'r.jsonl')).regime) == {'seed', 'frozen'}
+
+
+def test_side_by_side_is_a_cell(task):
+    answers, scores, shape = side_by_side(task, ('logistic', 'constant'), 100, 80, draw=1)
+    cell = run_cell(FewShot(task, n_shots=(100,), n_draws=2, max_query=80), 'logistic', 100, 1)
+    assert scores['logistic']['auc'] == cell['auc'] and shape[0] == 100 and len(answers) == 80
+    assert score(answers.even.to_numpy(), answers.logistic.to_numpy())['log_loss'] == cell['log_loss']
+
+
+def test_entity_baseline_knows_the_entity(task):
+    protocol = FewShot(task, n_shots=(250,), n_draws=1)
+    assert run_cell(protocol, 'constant_per_entity', 250, 0)['auc'] > .95, 'a shop is even or it is not'
+
+
+def test_calibration_error_against_its_definition():
+    rng = np.random.default_rng(0)
+    p = rng.random(5000)
+    y = (rng.random(5000) < p**2).astype(int)
+    bins = np.minimum(np.floor(p*10), 9)
+    want = sum((bins == b).mean()*abs(p[bins == b].mean() - y[bins == b].mean()) for b in range(10))
+    assert calibration_error(y, p) == pytest.approx(want)
+    assert calibration_error(y, p**2) < .02 < calibration_error(y, p)
+    assert calibration_error(np.array([1, 0]), np.array([.85, .95])) == pytest.approx((.15 + .95)/2), 'gaps of two bins do not cancel'
+    assert calibration_error(np.array([1]), np.array([1.])) == 0 == calibration_error(np.array([0]), np.array([0.]))
+
+
+def test_old_records_without_a_measure_are_read(tmp_path):
+    old = dict(zip(KEY, ('t', 'a', None, 64, 0, 'seed', 'dfs-2', 'test', 9)), auc=.5, log_loss=.7)
+    assert np.isnan(summary([old], 1).ece[0]) and summary([old, dict(old, draw=1, ece=.1)], 2).ece[0] == pytest.approx(.1)

@@ -1,14 +1,18 @@
 """The relational estimator: one answer whatever the form of the database, nothing from the future, and scikit-learn's habits."""
 import numpy as np, pandas as pd, pytest
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from sqlalchemy import create_engine
 from rdbpfn.baselines import logistic, random_forest
 from rdbpfn.classifier import RDBPFNClassifier
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
+from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import DATA, load_task
-from rdbpfn.relational import RelationalClassifier, questions
+from rdbpfn.questions import labelled, questions, task_from_sql
+from rdbpfn.relational import RelationalClassifier, RelationalRegressor
 
 ONE = RDBPFNClassifier(n_estimators=1)
 
@@ -44,7 +48,7 @@ def test_the_future_does_not_exist(name):
     task = load_task(name); db = task.database
     known, asked = ask(task, 60), task.test.sample(300, random_state=0).nsmallest(25, task.time_col)
     m, last = model(task).fit(known, known[task.target_col]), asked[task.time_col].max()
-    before, p = m.features(asked), m.predict_proba(asked)
+    before, p = m.feature_frame(asked), m.predict_proba(asked)
     def perturbed(rows_of):
         frames, rng = {n: f.copy() for n, f in db.table_dict.items()}, np.random.default_rng(0)
         for t in db.schema.tables:
@@ -55,10 +59,10 @@ def test_the_future_does_not_exist(name):
                 if c.kind == 'number': frames[t.name].loc[hit, c.name] = rng.normal(1e5, 1e4, hit.sum()).round()
         return Database(frames, db.schema)
     m.db_ = perturbed(lambda t: t >= last)
-    pd.testing.assert_frame_equal(before, m.features(asked), check_exact=True)
+    pd.testing.assert_frame_equal(before, m.feature_frame(asked), check_exact=True)
     assert np.array_equal(p, m.predict_proba(asked))
     m.db_ = perturbed(lambda t: t < last)
-    assert not before.equals(m.features(asked))
+    assert not before.equals(m.feature_frame(asked))
 
 
 def test_clone_shares_the_database_and_search_reaches_the_classifier(task):
@@ -82,7 +86,7 @@ def test_any_classifier_gets_the_same_features(task, classifier):
     known, asked = ask(task, 60), ask(task, 7, 1)
     m = model(task, classifier=classifier).fit(known, known[task.target_col])
     assert m.predict_proba(asked).shape == (7, 2) and set(m.predict(asked)) <= {0, 1}
-    pd.testing.assert_frame_equal(m.features(asked), model(task).fit(known, known[task.target_col]).features(asked))
+    pd.testing.assert_frame_equal(m.feature_frame(asked), model(task).fit(known, known[task.target_col]).feature_frame(asked))
 
 
 def test_text_labels_and_text_times(task):
@@ -116,3 +120,174 @@ def test_contexts_that_cannot_be_learned_from(task):
 def test_questions_without_time_see_everything(task):
     rows, cutoffs = questions(task.database, ask(task, 4), 'planes', 'tailnum', None)
     assert cutoffs is None and len(rows) == 4
+
+
+# ---- forms of a task, regimes, and what scikit-learn does with an estimator
+
+@parametrize_with_checks([RelationalClassifier(DATA/'flights', 'planes'), RelationalRegressor(DATA/'flights', 'planes')])
+def test_scikit_learns_own_checks(estimator, check): check(estimator)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    "Customers with a text key full of traps, a table named like a keyword, and one without rows"
+    rng, n = np.random.default_rng(0), 40
+    keys = [f"o'hara \"{i}\"; DROP TABLE --" for i in range(n)]
+    buys = pd.DataFrame({'id': np.arange(400), 'who': rng.choice(keys[:35], 400), 'group': rng.normal(size=400), 'day': pd.Timestamp('2024-01-01') + pd.to_timedelta(rng.integers(0, 100*24, 400), 'h')})
+    return Database.from_frames({'customers': pd.DataFrame({'key': keys, 'select': rng.normal(size=n)}), 'order': buys, 'empty': pd.DataFrame({'id': pd.Series([], dtype='int64'), 'who': pd.Series([], dtype=object), 'x': pd.Series([], dtype=float)})},
+                                pkey_col=dict(customers='key', order='id', empty='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}, empty={'who': 'customers'}), time_col=dict(order='day'))
+
+
+def tiny_questions(db, n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    X = pd.DataFrame({'key': rng.choice(db.table_dict['customers']['key'], n), 'when': pd.Timestamp('2024-02-01') + pd.to_timedelta(rng.integers(0, 60, n), 'D')})
+    return X, (db.table_dict['customers'].set_index('key').loc[X.key, 'select'] > 0).to_numpy(int)
+
+
+@pytest.mark.parametrize('features', ['paper', 'recent', 'full', {'number': ('mean', 'last'), 'key': ('count',)}], ids=str)
+@pytest.mark.parametrize('regime', ['seed', 'frozen', '2024-03-01'])
+def test_features_and_regimes(tiny, features, regime):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', features=features, regime=regime, n_estimators=1).fit(X, y)
+    p = m.predict_proba(X)
+    assert np.isfinite(p).all() and np.allclose(p.sum(1), 1) and m.used_['regime'].startswith(regime[:4] if regime == 'seed' else 'frozen')
+    if regime == 'seed': return
+    moment, rows = np.datetime64(m.frozen_at_, 'ns'), m.db_.table_dict['order']
+    assert moment == (X['when'].max() if regime == 'frozen' else pd.Timestamp(regime)) and (rows.day < moment).all(), 'nothing from the moment on is left'
+
+
+def test_frozen_events_see_nothing_after_the_moment(task):
+    "An event younger than the moment: the features are those of the moment, with days put right"
+    task = load_task('flight-late15'); known = ask(task, 80)
+    at = known[task.time_col].min()
+    m = model(task, regime=at).fit(known, known[task.target_col])
+    plan = m.plan_
+    rows, own = questions(task.database, known, task.entity_table, task.entity_col, task.time_col)
+    early = compute_features(task.database, plan, rows, np.full(len(rows), at.to_datetime64().astype('datetime64[ns]')))
+    now, days = m.feature_frame(known), (own - at.to_datetime64())/np.timedelta64(1, 'D')
+    for f in plan:
+        if f.kind == 'datetime': np.testing.assert_allclose(now[f.name], early[f.name] + days)
+        else: pd.testing.assert_series_equal(now[f.name], early[f.name])
+
+
+def test_search_over_features_and_regime(tiny):
+    X, y = tiny_questions(tiny)
+    found = GridSearchCV(RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1), dict(features=['paper', 'recent'], regime=['seed', 'frozen'], context=['random', 'recent']), cv=2).fit(X, y)
+    assert len(found.cv_results_['params']) == 8 and np.isfinite(found.cv_results_['mean_test_score']).all()
+    assert np.isfinite(cross_val_score(make_pipeline('passthrough', found.best_estimator_), X, y, cv=2)).all()
+
+
+def test_several_contexts_read_more_rows(task):
+    known = ask(task, 300)
+    m = RelationalClassifier.for_task(task, n_estimators=3, n_context=50, context='random').fit(known, known[task.target_col])
+    assert m.n_context_ == 150 and m.classifier_.used_['members'] == 3
+    assert RelationalClassifier.for_task(task, n_estimators=3, n_context=50, context='recent').fit(known, known[task.target_col]).n_context_ == 50
+
+
+def test_sql_task_is_the_frame_task(tiny):
+    sql = '''SELECT "key", day AS at, "select" > 0 AS label FROM customers, (SELECT unnest([TIMESTAMP '2024-02-01', TIMESTAMP '2024-03-01', TIMESTAMP '2024-03-20']) AS day)'''
+    task = task_from_sql(tiny, sql, 'customers', '2024-03-01', '2024-03-20')
+    assert [len(f) for f in (task.train, task.val, task.test)] == [40]*3 and (task.entity_col, task.time_col, task.target_col) == ('key', 'at', 'label')
+    m = RelationalClassifier.for_task(task, n_estimators=1).fit(*labelled(task))
+    p = RelationalClassifier(tiny, 'customers', 'key', 'at', n_estimators=1).fit(task.train, task.train.label).predict_proba(task.test)
+    assert np.array_equal(m.predict_proba(labelled(task, 'test')[0]), p)
+    for bad, words in ((sql.replace('customers', 'clients'), 'clients'), ('SELECT 1', 'key'), (sql.replace('"select" > 0', 'NULL'), '120 of the 120'), ('DELETE FROM customers', 'cannot')):
+        with pytest.raises(InputError, match=words): task_from_sql(tiny, bad, 'customers', '2024-03-01', '2024-03-20')
+    assert len(tiny.table_dict['customers']) == 40
+
+
+# ---- save, load, other states of the database
+
+@pytest.mark.parametrize('rows', [True, False])
+def test_round_trip(tiny, tmp_path, rows):
+    X, y = tiny_questions(tiny)
+    for m in (RelationalClassifier(tiny, 'customers', time_col='when', features='recent', regime='frozen', mask=('select',)).fit(X, y), RelationalRegressor(tiny, 'customers', time_col='when', n_estimators=1).fit(X, y + .5)):
+        back = type(m).load(m.save(tmp_path/'m', training_rows=rows), tiny, 'cpu')
+        answer = (lambda e: e.predict_proba(X)) if hasattr(m, 'classes_') else (lambda e: e.predict_quantiles(X))
+        np.testing.assert_allclose(answer(back), answer(m), atol=1e-4)
+        assert back.used_ == m.used_ and back.plan_.names == m.plan_.names
+        np.testing.assert_allclose(answer(clone(back).fit(X, y if hasattr(m, 'classes_') else y + .5)), answer(m), atol=1e-4)
+
+
+def test_the_path_of_a_database_is_remembered_and_forests_are_refused(task, tmp_path):
+    known = ask(task, 60)
+    m = model(task, DATA/'flights').fit(known, known[task.target_col])
+    assert np.allclose(RelationalClassifier.load(m.save(tmp_path/'m')).predict_proba(known[:5]), m.predict_proba(known[:5]), atol=1e-5)
+    with pytest.raises(InputError, match='cannot be saved'): model(task, classifier=random_forest()).fit(known, known[task.target_col]).save(tmp_path/'m')
+
+
+def test_a_database_that_changes(tiny):
+    X, y = tiny_questions(tiny)
+    frames = {n: f.copy() for n, f in tiny.table_dict.items()}
+    keys = dict(pkey_col=dict(customers='key', order='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}), time_col=dict(order='day'))
+    m = RelationalClassifier(Database.from_frames(frames, **keys), 'customers', time_col='when', n_estimators=1).fit(X, y)
+    before = m.predict_proba(X)
+    new = pd.DataFrame({'key': ['new'], 'select': [0.]})
+    grown = Database.from_frames(frames | dict(customers=pd.concat([frames['customers'], new])), **keys)
+    with pytest.raises(InputError, match="'new' for one"): m.predict_proba(pd.DataFrame({'key': ['new'], 'when': ['2024-03-01']}))
+    other = m.on(grown)
+    assert np.array_equal(other.predict_proba(X), before) and other.predict_proba(pd.DataFrame({'key': ['new'], 'when': ['2024-03-01']})).shape == (1, 2)
+    assert m.database is not grown, 'the first estimator stays where it was'
+    with pytest.raises(InputError, match='has changed: .*group'): m.on(Database.from_frames(frames | dict(order=frames['order'].drop(columns='group')), **keys))
+
+
+# ---- bad input that is none, or is told
+
+def test_cutoffs_before_all_data_and_entities_without_rows(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', features='recent').fit(X, y)
+    early = m.feature_frame(X.assign(when='1999-01-01'))
+    assert (early['COUNT(order)'] == 0).all() and early['LAST(order.group)'].isna().all() and np.isfinite(m.predict_proba(X.assign(when='1999-01-01'))).all()
+    assert (m.feature_frame(X)['COUNT(empty)'] == 0).all() and not {'COUNT(empty)', 'MEAN(empty.x)'} & set(m.read_plan_.names)
+
+
+def test_time_zones_keys_and_holes(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1).fit(X, y)
+    shifted = X.assign(when=X['when'].dt.tz_localize('UTC').dt.tz_convert('Asia/Tokyo'))
+    assert np.array_equal(m.predict_proba(shifted), m.predict_proba(X))
+    mixed = X.assign(when=[str(t) + '+00:00'*(i % 2) for i, t in enumerate(X['when'])])
+    for bad, words in ((mixed, 'time zone on 30 of its 60'), (X.assign(key=7), 'whole numbers where customers.key holds text'), (X.assign(key=None), '60 of 60 keys'), (X.assign(when='soon'), 'ISO 8601'), (X.drop(columns='key'), "no column 'key'")):
+        with pytest.raises(InputError, match=words): m.predict_proba(bad)
+
+
+def test_an_entity_table_without_rows():
+    db = Database.from_frames({'a': pd.DataFrame({'id': pd.Series([], dtype='int64'), 'x': pd.Series([], dtype=float)})}, pkey_col={'a': 'id'})
+    with pytest.raises(InputError, match="2 of 2 keys in column 'id' are not in table 'a'"): RelationalClassifier(db, 'a').fit(pd.DataFrame({'id': [1, 2]}), [0, 1])
+
+
+OPTIONS = [(dict(features='all'), 'feature set'), (dict(regime='thawed'), 'regime'), (dict(regime='frozen', time_col=None), 'needs cutoffs'), (dict(context='late'), 'context policy'), (dict(n_estimators=0), 'n_estimators'), (dict(model=3), 'model must be')]
+
+@pytest.mark.parametrize('options, words', OPTIONS, ids=lambda v: str(v)[:20])
+def test_bad_options(tiny, options, words):
+    X, y = tiny_questions(tiny)
+    with pytest.raises(InputError, match=words): RelationalClassifier(tiny, 'customers', **dict(time_col='when') | options).fit(X, y)
+
+
+# ---- numbers, several classes, explanations
+
+def test_several_classes_and_numbers(tiny):
+    X, _ = tiny_questions(tiny, 90)
+    z = tiny.table_dict['customers'].set_index('key').loc[X.key, 'select'].to_numpy()
+    three = RelationalClassifier(tiny, 'customers', time_col='when').fit(X, np.digitize(z, [-.5, .5]))
+    assert three.predict_proba(X).shape == (90, 3) and (three.predict(X) == np.digitize(z, [-.5, .5])).mean() > .8
+    number = RelationalRegressor(tiny, 'customers', time_col='when').fit(X, z)
+    low, middle, high = number.predict_quantiles(X).T
+    assert np.corrcoef(number.predict(X), z)[0, 1] > .9 and (low <= middle).all() and (middle <= high).all()
+
+
+def test_explanations_find_the_table_that_matters(tiny):
+    X, y = tiny_questions(tiny, 90)
+    m = RelationalClassifier(tiny, 'customers', time_col='when').fit(X, y)
+    told = m.explain(X[:20])
+    assert told.groups.abs().mean().idxmax() == 'customers' and told.top(n=1).feature[0] == 'select' and set(told.groups) <= {'customers', 'customers <- order[who]'}
+    assert list(m.explain(X[:3], by='table').groups) == ['customers', 'order']
+    with pytest.raises(InputError, match='by'): m.explain(X, by='row')
+    with pytest.raises(InputError, match='cannot|Only answers'): RelationalClassifier(tiny, 'customers', time_col='when', classifier=logistic()).fit(X, y).explain(X)
+
+
+def test_features_in_words_path_and_sql(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', max_depth=1, n_estimators=1).fit(X, y)
+    table = m.describe_features(sql=True).set_index('feature')
+    assert table.path['COUNT(order)'] == 'customers <- order[who]' and 'SELECT' in table.sql['COUNT(order)'] and table.read['select'] and not table.read['COUNT(empty)']

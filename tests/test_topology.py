@@ -79,7 +79,9 @@ def test_rows_shrink_roots_first():
     a = fit_rows(star, [1000, 500, 0], [0, 0, 10], [20, 20, 0], 2000)
     assert abs(a[2]/a[0] - 10) < .1 and abs(a[0]/a[1] - 2) < .1 and 1800 < sum(a) <= 2000      # fan-out and proportions stay
     b = fit_rows(star, [1000, 500, 0], [0, 0, 100], [50, 30, 0], 2000)
-    assert b[:2] == [50, 30] and b[2] <= 1920 and b[2]/50 < 100                                 # now the fan-out gives way
+    assert b[:2] == [50, 30] and b[2] <= 1920 and 15 < b[2]/50 < 100                            # now the fan-out gives way
+    c = fit_rows(((), (0,), (0,)), [100, 0, 0], [0, .6, 500], [40, 0, 0], 1000)
+    assert c[:2] == [40, 24] and 5*40 < c[2] <= 936                                             # but not one below 1
 
 
 def test_roles():

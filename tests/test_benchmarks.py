@@ -1,0 +1,183 @@
+"""Registry, loaders and suites: sizes, names, both of RelBench's interfaces, folders, submissions."""
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
+import numpy as np, pandas as pd, pytest
+from rdbpfn import benchmarks as bm
+from rdbpfn.benchmarks import RELATIONAL, SINGLE, Entry, OneTable, find_entries, from_relbench, load_suite, read_table, relbench_entries, size_note, write_predictions
+from rdbpfn.core import InputError
+from rdbpfn.database import Database
+from rdbpfn.evaluate import FewShot
+from rdbpfn.examples import Task
+
+days = pd.date_range('2020-01-01', periods=100)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Ten shops with sales; is their number even? And how large is it?"
+    rng = np.random.default_rng(0)
+    shops = pd.DataFrame(dict(shop=np.arange(10), size=rng.normal(size=10)))
+    sales = pd.DataFrame(dict(sale=np.arange(400), shop=rng.integers(0, 10, 400), day=rng.choice(days, 400), paid=rng.normal(size=400), sign=rng.integers(0, 2, 400)))
+    Database.from_frames(dict(shops=shops, sales=sales), dict(shops='shop', sales='sale'), dict(sales={'shop': 'shops'}), dict(sales='day')).to_folder(tmp_path/'town')
+    for name, label in dict(even=lambda s: s % 2, large=lambda s: s/10).items():
+        (to := tmp_path/'town'/'tasks'/name).mkdir(parents=True)
+        for split, span in dict(train=(20, 50), val=(50, 60), test=(60, 90)).items():
+            pd.DataFrame([(s, d, label(s)) for d in days[span[0]:span[1]:5] for s in range(10)], columns=['shop', 'at', 'label']).to_parquet(to/f'{split}.parquet')
+        (to/'task.json').write_text(json.dumps(dict(entity='shop', time='at', label='label', entity_table='shops')))
+    return tmp_path
+
+
+class RelBench:
+    "RelBench's task on the same data, with the attributes that both versions have"
+    def __init__(self, folder, kind='binary_classification', own_db=False, remove=(), label='label'):
+        self.task, self.task_type, self.remove_columns = Task.from_folder(folder/'town', 'even'), SimpleNamespace(value=kind), list(remove)
+        self.entity_table, self.entity_col, self.time_col, self.target_col = 'shops', 'shop', 'at', label
+        self.asked_past = []
+        if own_db: self.get_db = self._db                         # version 3: the task cuts what it must not see
+        else: self.dataset = SimpleNamespace(get_db=self._db)
+    def _db(self, upto_test_timestamp):
+        self.asked_past.append(upto_test_timestamp)
+        db = self.task.database
+        tables = {t.name: SimpleNamespace(df=db.table_dict[t.name].copy(), pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in db.schema.fkeys_of(t.name)}) for t in db.schema.tables}
+        return SimpleNamespace(table_dict=tables)
+    def get_table(self, split, mask_input_cols):
+        assert mask_input_cols is False, 'labels of the test split are needed to score it'
+        return SimpleNamespace(df=getattr(self.task, split).rename(columns={'label': self.target_col}).assign(extra=1))
+
+
+def fake(version, tasks):
+    module = ModuleType('relbench')
+    opened = []
+    def load_dataset(where):
+        opened.append(where)
+        return SimpleNamespace(get_task_names=lambda: list(tasks), load_task=tasks.__getitem__)
+    if version == 3: module.load_dataset = load_dataset
+    old = SimpleNamespace(get_task=lambda db, n, download: opened.append((db, n, download)) or tasks[n], get_task_names=lambda db: list(tasks))
+    return mock.patch.dict(sys.modules, {'relbench': module, 'relbench.tasks': old}), opened
+
+
+def test_registry_is_the_papers():
+    assert len(RELATIONAL) == 19 and len(SINGLE) == 23 and RELATIONAL.index.is_unique and SINGLE.index.is_unique
+    assert RELATIONAL.sum().tolist() == [17969038, 1380191, 1374347], 'Table 2'
+    assert (SINGLE.rows.sum(), SINGLE['columns'].sum()) == (2524104, 890), 'Table 3'
+    assert SINGLE.openml.is_unique and SINGLE.openml.between(44089, 45039).all()
+
+
+@pytest.mark.parametrize('version', (2, 3))
+@pytest.mark.parametrize('own_db', (False, True))
+def test_relbench_gives_the_features_of_the_folder(folder, version, own_db):
+    theirs = RelBench(folder, own_db=own_db)
+    patch, opened = fake(version, dict(even=theirs, large=RelBench(folder, 'regression')))
+    with patch: (entry,) = relbench_entries('rel-town')
+    assert entry.name == 'rel-town/even' and opened[0] == ('rel-town' if version == 3 else ('rel-town', 'even', True))
+    a, b = (FewShot(t, n_shots=(20,), n_draws=1) for t in (replace(Task.from_folder(folder/'town', 'even'), name=entry.name), entry.load()))
+    for x, y in zip(a.cell(20, 0), b.cell(20, 0)): (pd.testing.assert_frame_equal if isinstance(x, pd.DataFrame) else np.testing.assert_array_equal)(x, y)
+    assert theirs.asked_past == [False], 'the whole database, once: the regime decides what is seen'
+
+
+def test_removed_columns_are_gone(folder):
+    task = from_relbench(RelBench(folder, remove=[('sales', 'sign'), ('shops', 'not there')]), 'rel-town/even')
+    assert 'sign' not in task.database.schema['sales'].names
+    X = FewShot(task, n_shots=(20,), n_draws=1).data[1]
+    assert not [c for c in X if 'sign' in c] and [c for c in X if 'paid' in c]
+
+
+def test_a_label_in_the_entity_table_is_no_feature(folder):
+    "Autocomplete tasks ask for a column of the database"
+    task = from_relbench(RelBench(folder, label='size'), 'rel-town/size')
+    assert 'size' in task.database.schema['shops'].names and not [c for c in FewShot(task, n_shots=(20,), n_draws=1).data[1] if c == 'size']
+
+
+def test_dbinfer_is_hosted_elsewhere():
+    patch, opened = fake(3, {})
+    with patch:
+        bm.relbench_tasks('dbinfer-avs'), bm.relbench_tasks('rel-f1'), bm.relbench_tasks('rel-f1', '/data')
+    assert opened == ['stanford-star/dbinfer/dbinfer-avs', 'rel-f1', '/data/rel-f1']
+
+
+def test_old_relbench_has_no_folders():
+    patch, _ = fake(2, {})
+    with patch, pytest.raises(InputError, match='version 3'): bm.relbench_tasks('rel-f1', '/data')
+
+
+def test_without_relbench():
+    with mock.patch.dict(sys.modules, {'relbench': None}), pytest.raises(InputError, match=r"pip install 'rdbpfn\[relbench\]'"): load_suite('relbench')[0].load()
+
+
+def test_a_folder_is_searched(folder):
+    pd.DataFrame(dict(x=[1, 2], y=[0, 1])).to_csv(folder/'loose.csv', index=False)
+    (folder/'tables').mkdir()
+    pd.DataFrame(dict(x=[1, 2], y=[0, 1])).to_parquet(folder/'tables'/'credit.parquet')
+    (folder/'notes.txt').write_text('no data')
+    names = ['town/even', 'single/credit', 'single/loose']
+    assert [e.name for e in find_entries(folder)] == names == [e.name for e in load_suite('dev', folder)]
+    assert [e.name for e in load_suite('town', folder)] == names[:1] and [e.name for e in load_suite('single', folder)] == names[1:]
+    assert [e.name for e in find_entries(folder/'town')] == names[:1], 'the tables of a database are no single tables'
+    with pytest.raises(InputError, match='town'): load_suite('twon', folder)
+
+
+def test_manifest_folders_are_relbenchs(folder):
+    (folder/'rel-x').mkdir()
+    (folder/'rel-x'/'manifest.yaml').write_text('')
+    patch, opened = fake(3, dict(even=RelBench(folder)))
+    with patch: assert [e.name for e in find_entries(folder)] == ['rel-x/even', 'town/even']
+    assert opened == [str(folder/'rel-x')]
+
+
+def test_a_local_folder_stands_in_for_relbench_and_openml(folder):
+    (folder/'town').rename(folder/'rel-hm')
+    (folder/'rel-hm'/'tasks'/'even').rename(folder/'rel-hm'/'tasks'/'user-churn')
+    pd.DataFrame(dict(x=[1, 2], y=[0, 1])).to_csv(folder/'pol.csv', index=False)
+    task = next(e for e in load_suite('paper', folder) if e.name == 'rel-hm/user-churn')
+    with pytest.warns(UserWarning, match='rel-hm/user-churn: sizes differ .*train 60 instead of 3,871,410'): assert task.load().name == 'rel-hm/user-churn'
+    table = next(e for e in load_suite('paper-single', folder) if e.name == 'single/pol')
+    with pytest.warns(UserWarning, match='rows 2 instead of 10,082, columns 1 instead of 26'): assert table.load().name == 'single/pol'
+
+
+def test_openml_offline_says_what_to_do():
+    def offline(**how): raise OSError('no route')
+    with pytest.raises(InputError, match='put pol.parquet into a folder'): bm.openml_table('pol', offline)
+
+
+def test_size_note_names_every_difference():
+    table = OneTable('t', pd.DataFrame(dict(a=[1], b=[2], y=[0])))
+    assert size_note(table, dict(rows=1, columns=2)) is None and size_note(table, {}) is None
+    assert size_note(table, dict(rows=0)) == 'sizes differ from the published ones (rows 1 instead of 0)'
+    assert size_note(table, dict(rows=3, columns=9)) == 'sizes differ from the published ones (rows 1 instead of 3, columns 2 instead of 9)'
+
+
+def test_entries_are_lazy():
+    def never(): raise AssertionError
+    assert Entry('rel-f1/driver-dnf', never).published == dict(train=11411, val=566, test=702)
+    assert Entry('single/heloc', never).published == dict(rows=10000, columns=22) and Entry('x/y', never).published == {}
+
+
+def test_bad_tables_are_told(tmp_path):
+    (tmp_path/'a.parquet').write_text('not parquet')
+    with pytest.raises(InputError, match='neither Parquet nor CSV'): read_table(tmp_path/'a.parquet')
+
+
+def test_submission_holds_every_row_once(folder, tmp_path):
+    task = replace(Task.from_folder(folder/'town', 'even'), name='rel-town/even')
+    p = np.linspace(0, 1, len(task.test))
+    back = pd.read_csv(write_predictions(task, p, tmp_path/'out'), parse_dates=['at'])
+    assert (tmp_path/'out'/'rel-town__even.csv').exists() and list(back) == ['shop', 'at', 'label']
+    assert np.allclose(back.label, p) and (back[['shop', 'at']] == task.test[['shop', 'at']].reset_index(drop=True)).all(None)
+    twice = replace(task, test=pd.concat([task.test, task.test[:3]]))
+    with pytest.raises(InputError, match='3 test rows repeat'): write_predictions(twice, np.zeros(len(twice.test)), tmp_path)
+    with pytest.raises(InputError, match='1 of .* predictions are no probabilities'): write_predictions(task, np.r_[np.nan, p[1:]], tmp_path)
+
+
+development = Path(__file__).resolve().parents[2]/'shared'/'data'
+
+
+@pytest.mark.skipif(not development.is_dir(), reason='the development data are not here')
+def test_development_suite():
+    entries = load_suite('dev', development)
+    assert [e.name.split('/')[0] == 'single' for e in entries] == [False]*8 + [True]*8
+    for e in entries:
+        if e.published: assert size_note(e.open(), e.published) is None, e.name
+    assert sum(bool(e.published) for e in entries) == 10
