@@ -181,17 +181,18 @@ def make_task(
     features = [view.features[i] for i in at]
     return TaskTable(view.x[:, at].astype('float32'), y.astype('float32'), [f.name for f in features], target.name, view.entity, np.array([len(f.path) for f in features]))
 
-# %% ../nbs/14_tasks.ipynb #ea8b0f65
+# %% ../nbs/14_tasks.ipynb #df87adb7
 def make_view(
     rng: np.random.Generator, # randomness
     db: Database, # any
     entity: str, # table whose rows are to be predicted
     n_rows: int, # at most
     n_context: int, # rows of the context
-    config: TaskConfig # how
+    config: TaskConfig, # how
+    repeat: bool = True # may a row be asked about at several moments?
 ) -> tuple: # view with features, and its candidates in random order
     "Rows, features and possible targets of one table [C.2.3]"
-    view = choose_rows(rng, db, entity, n_rows, config)
+    view = choose_rows(rng, db, entity, n_rows, config, repeat)
     if view.cutoffs is not None and rng.random() < config.later_share:
         order = np.argsort(view.cutoffs, kind='stable')
         order = np.append(rng.permutation(order[:n_context]), rng.permutation(order[n_context:]))
@@ -222,7 +223,7 @@ def ask(
         if task is not None: tasks.append(task)
     return tasks
 
-# %% ../nbs/14_tasks.ipynb #1e311f90
+# %% ../nbs/14_tasks.ipynb #3aab2860
 PASSES = 6
 
 def sample_tasks(
@@ -240,7 +241,7 @@ def sample_tasks(
         before = len(tasks)
         for entity in entities(rng, db):
             if len(tasks) == config.n_targets: return tasks
-            view, candidates = make_view(rng, db, entity, n_rows, n_context or round(.7*n_rows), config)
+            view, candidates = make_view(rng, db, entity, n_rows, n_context or round(.7*n_rows), config, repeat=k % 2 == 0)
             tasks += ask(rng, view, candidates, n_rows, n_cols, n_context, config, config.n_targets - len(tasks))
-        if len(tasks) == before and k: break
+        if len(tasks) == before and k > 2: break
     return tasks

@@ -55,7 +55,7 @@ class View:
         times, cut = np.unique(self.cutoffs, return_inverse=True)
         return Engine(self.db, times, True), cut
 
-# %% ../nbs/13_views.ipynb #0d20c4c0
+# %% ../nbs/13_views.ipynb #a7f28562
 def span_of(
     db: Database, # with times
     table: str # a table with a time column
@@ -70,12 +70,13 @@ def snapshots(
     db: Database, # where rows come from
     entity: str, # table whose rows are asked about
     child: str, # a table with times whose rows refer to it
-    n: int # how many pairs are wanted
+    n: int, # how many pairs are wanted
+    repeat: bool = True # may a row be asked about at several moments?
 ) -> tuple: # rows (R,), cutoffs (R,) and window; R <= n
     "Pairs of a row and a moment, with room for features before and labels after [C.2.3]"
     first, last = span_of(db, child)
     window = int((last - first)*np.exp(rng.uniform(np.log(.02), np.log(.3))))
-    moments = rng.integers(first + (last - first)//4, max(last - window, first + (last - first)//4 + 1), rng.integers(1, 13))
+    moments = rng.integers(first + (last - first)//4, max(last - window, first + (last - first)//4 + 1), rng.integers(1, 13) if repeat else 1)
     born = Engine(db, moments, True).known(entity)[:-1]
     row, k = np.nonzero(born[:, None] < moments)
     some = rng.permutation(len(row))[:n]
@@ -105,7 +106,7 @@ def entities(
     weight = [len(t.columns) + 2*len(db.schema.fkeys_to(t.name)) for t in db.schema.tables]
     return [db.schema.names[i] for i in np.argsort(rng.exponential(size=len(weight))/np.array(weight))]
 
-# %% ../nbs/13_views.ipynb #db3e0f72
+# %% ../nbs/13_views.ipynb #ea65fd4c
 def children_with_time(
     db: Database, # any
     entity: str # table name
@@ -118,16 +119,17 @@ def choose_rows(
     db: Database, # where rows come from
     entity: str, # table whose rows are to be predicted
     n: int, # how many rows are wanted
-    config: TaskConfig # shares
+    config: TaskConfig, # shares
+    repeat: bool = True # may a row be asked about at several moments?
 ) -> View: # without features yet
     "Choose the kind of question, the rows and their moments [C.2.3]"
     hops, timed = children_with_time(db, entity), db.schema[entity].time_col is not None
-    if hops and (not timed or rng.random() < config.snapshot_share):
-        return View(db, entity, *snapshots(rng, db, entity, hops[rng.integers(len(hops))].target, n), False)
+    if hops and (not timed or repeat and rng.random() < config.snapshot_share):
+        return View(db, entity, *snapshots(rng, db, entity, hops[rng.integers(len(hops))].target, n, repeat), False)
     if timed: return View(db, entity, *events(rng, db, entity, n), True)
     return View(db, entity, rng.permutation(db.n_rows(entity))[:n], None, 0, False)
 
-# %% ../nbs/13_views.ipynb #98b5bcf9
+# %% ../nbs/13_views.ipynb #5ddb2e3c
 VISITS = 200_000
 
 def visits(
@@ -148,7 +150,7 @@ def add_features(
     "Plan, draw and compute features; constant ones go, and of equal ones all but one [C.2.2, C.2.3]"
     depth = int(rng.integers(config.depth[0], config.depth[1] + 1))
     plan = [f for f in plan_features(view.db.schema, view.entity, depth) if visits(view.db, f, len(view.rows)) <= VISITS]
-    if rng.random() < config.hidden_share: plan = [f for f in plan if f.path] or plan
+    if rng.random() < config.hidden_share and (not view.timed or view.db.schema.fkeys_of(view.entity)): plan = [f for f in plan if f.path] or plan
     weight = np.array([1. if f.path else 4. for f in plan])
     chosen = [plan[i] for i in np.sort(np.argsort(rng.exponential(size=len(plan))/weight)[:config.generated])]
     engine, cut = view.engine()

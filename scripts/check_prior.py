@@ -34,10 +34,11 @@ def check(seed):
 def bytes_only(seed): return digest(sample_database(seed))
 
 begin, problems, targets, rows, digests = time.time(), [], Counter(), 0, []
-for seed, (d, bad, n, r) in enumerate(tqdm(map(check, range(args.n)), total=args.n)):
+for seed, (d, bad, n, r) in enumerate(tqdm(in_order(check, range(args.n), 4, 'the database of seed'), total=args.n)):
     digests.append(d); problems += [f'seed {seed}: {b}' for b in bad]; targets[n] += 1; rows += r
-different = sum(a != b for a, b in zip(digests, tqdm(in_order(bytes_only, range(args.n), 4, 'the database of seed'), total=args.n)))
-record = dict(seeds=args.n, problems=len(problems), examples=problems[:5], databases_by_valid_targets={str(k): v for k, v in sorted(targets.items())}, different_bytes_with_4_workers=different,
+    if n < BALANCED.n_targets: problems.append(f'seed {seed}: {n} valid targets')
+different = sum(a != b for a, b in zip(digests, tqdm(map(bytes_only, range(args.n)), total=args.n)))
+record = dict(seeds=args.n, problems=len(problems), examples=problems[:5], databases_by_valid_targets={str(k): v for k, v in sorted(targets.items())}, different_bytes_with_1_process_and_4=different,
               rows=rows, all_digests=hashlib.sha256(''.join(digests).encode()).hexdigest(), seconds=round(time.time() - begin))
 with atomic_path(args.out) as tmp: tmp.write_text(json.dumps(record) + '\n')
 print(json.dumps(record, indent=1))
