@@ -164,6 +164,8 @@ def test_bad_requests(bad):
 def test_fit_is_a_function_of_its_seed():
     a, b, c = (fit(GRAPHS, SMALLEST, seed=s, steps=4).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+    start = [fit(GRAPHS, SMALLEST, seed=s, steps=1, lr=1e-12).pair.weight for s in (0, 1)]
+    assert (start[0] - start[1]).abs().max() > .01                      # another seed, another beginning
 
 
 def test_fit_learns_dependence_between_layers():
@@ -219,6 +221,8 @@ def test_judge_on_a_known_world():
     assert list(by) == ['LayerDAG', 'hand-designed', 'random DAG', 'training set', 'held out']
     assert all(by['held out'][k] == 0 for k in ('tables', 'fkeys', 'out_degree', 'in_degree', 'path')) and by['training set']['novel'] == 0
     assert by['LayerDAG']['valid'] == by['hand-designed']['valid'] == 1. and abs(sum(by['hand-designed']['shares']) - 1) < 1e-3
+    chains = [(((),) + tuple((t,) for t in range(n - 1)), (3,)*n) for n in range(2, 12)]
+    assert judge(chains, 1, n=64, config=SMALLEST, steps=1)[-1]['novel'] == 1.                              # no graph is on both sides
     assert judge(world, 1, n=64, config=SMALLEST, steps=2) == records and {r['tables'] for r in judge(world, 2, n=64, config=SMALLEST, steps=2)} != {r['tables'] for r in records}
 
 
