@@ -189,13 +189,13 @@ def _draw_rows(rng, parents, roles, config):
     floors = np.minimum(roots, 20*min(6, budget/(40*n))**u[2])
     return fit_rows(parents, roots.tolist(), fans.tolist(), floors.tolist(), budget)
 
-# %% ../nbs/04_topology.ipynb #c7dabf7f
+# %% ../nbs/04_topology.ipynb #0f464ecb
 def _draw_columns(rng, parents, roles, config, n_rows, n_cols):
     "Kinds of the value columns of each table"
     n, C = len(parents), int(rng.integers(config.columns[0], config.columns[1] + 1))
     degree = np.array([len(ps) for ps in parents]) + np.bincount([p for ps in parents for p in ps], minlength=n)
     link = np.array(roles) == 4
-    chance = (degree*np.where(link, .5, 1) + 1e-9)*(np.array(n_rows) >= min(60, max(n_rows)))     # a table that can be asked about
+    chance = (degree*np.where(link, .5, 1) + 1e-9)*(np.array(n_rows) >= min(100, max(n_rows)))     # a table that can be asked about
     main = int(rng.choice(n, p=chance/chance.sum()))
     if n_cols is not None: weight = np.array([max(c - len(ps) - 1, 0) for c, ps in zip(n_cols, parents)], float)
     else: weight = np.exp(.8*rng.standard_normal(n))*np.array([.6, 1.4, 1, 1.1, .5])[roles]*~(link & (rng.random(n) < .4))

@@ -102,6 +102,13 @@ def test_dress_obeys_wishes():
     with pytest.raises(InputError, match='301 tables need total_rows of at least 12040'): dress(generator(0), ((),) + ((0,),)*300)
 
 
+def test_the_first_columns_go_where_neighbours_are():
+    "With three columns in all, one table has them: of a chain, an inner table twice as often as an end"
+    three, chain = TopologyConfig(columns=(3, 3)), ((), (0,), (1,), (2,))
+    widths = np.array([[len(c) for c in dress(generator(7, i), chain, three).columns] for i in range(1200)])
+    assert set(widths.flatten()) == {0, 3} and np.abs((widths == 3).mean(0) - [1/6, 1/3, 1/3, 1/6]).max() < .04
+
+
 def digest(seed, n=40): return hashlib.sha256(repr([sample_topology(generator(seed, i), LARGE) for i in range(n)]).encode()).hexdigest()
 
 
