@@ -41,7 +41,7 @@ def write_table(
     "Write a table by renaming [contract: safe]"
     with atomic_path(path) as tmp: frame.to_parquet(tmp, index=False) if path.suffix == '.parquet' else frame.to_csv(tmp, index=False)
 
-# %% ../nbs/23_cli.ipynb #8202050f
+# %% ../nbs/23_cli.ipynb #c26262e4
 @app.command()
 def predict(
     db: Annotated[str, typer.Option(help='Folder, SQLite or DuckDB file, or database URL')], # where the database is
@@ -53,11 +53,12 @@ def predict(
     time_col: Annotated[Optional[str], typer.Option('--time', help='Column with the cutoff times; none: the whole database is visible')] = None, # in both files
     mask: Annotated[str, typer.Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = '', # hidden on the row that is asked about
     depth: Annotated[int, typer.Option(help='Hops from the entity that features may take')] = 2, # 0 or more
+    features: Annotated[str, typer.Option(help='paper, recent or full: which aggregations')] = 'paper', # see notebook 10b
+    regime: Annotated[str, typer.Option(help='seed: everything before its own time; frozen: nothing after the latest known label')] = 'seed', # what a row may see
     weights: Annotated[Optional[Path], typer.Option(help='Weights file; none: those of the package')] = None, # .safetensors
 ) -> None:
     "Predict labels for the query rows from the context rows."
     import pandas as pd
-    from rdbpfn.classifier import RDBPFNClassifier
     from rdbpfn.database import Database
     from rdbpfn.relational import RelationalClassifier
     table, dot, column = entity.partition('.')
@@ -69,7 +70,7 @@ def predict(
     known, asked = read_rows(context, keys + (target,), 'context', text), read_rows(query, keys, 'query', text)
     if known[target].isna().any(): raise InputError(f"'{context}' has {known[target].isna().sum()} rows without a label in column {target!r}: fill them or leave them out.")
     model = RelationalClassifier(database, table, column, time_col, mask=tuple(c.strip() for c in mask.split(',') if c.strip()), max_depth=depth,
-                                 classifier=RDBPFNClassifier(model=weights))
+                                 features=features, regime=regime, model=weights)
     start = time.time()
     proba = model.fit(known, known[target]).predict_proba(asked)
     names = {f'probability_{c}': proba[:, i] for i, c in enumerate(model.classes_)}
