@@ -241,8 +241,8 @@ def fold_of(
     place = {s: i % len(names) for group in (names, others) for i, s in enumerate(group)}
     return np.array([place[s] for s in sources])
 
-# %% ../nbs/22_diagnose.ipynb #8283b1e0
-def forest(): # -> classifier
+# %% ../nbs/22_diagnose.ipynb #53cfa2dc
+def forest() -> "RandomForestClassifier": # not fitted
     "The opponent: trees do not mind units and outliers [6.4]"
     from sklearn.ensemble import RandomForestClassifier
     return RandomForestClassifier(200, min_samples_leaf=3, max_features=.3, random_state=0)
@@ -295,8 +295,8 @@ def database_records(
     if len(dense): out[2]['curve'] = dense.sort_values('rows').density.iloc[-1]
     return out
 
-# %% ../nbs/22_diagnose.ipynb #8c62a6e0
-def boosting(): # -> classifier
+# %% ../nbs/22_diagnose.ipynb #2605a987
+def boosting() -> "HistGradientBoostingClassifier": # not fitted
     "A second opponent, which adds small trees up [6.4]"
     from sklearn.ensemble import HistGradientBoostingClassifier
     return HistGradientBoostingClassifier(max_iter=150, learning_rate=.06, max_leaf_nodes=8, random_state=0)
