@@ -103,8 +103,8 @@ def test_dress_obeys_wishes():
 
 
 def test_the_first_columns_go_where_neighbours_are():
-    "With three columns in all, one table has them: of a chain, an inner table twice as often as an end"
-    three, chain = TopologyConfig(columns=(3, 3)), ((), (0,), (1,), (2,))
+    "With three columns in all, one table has them: of a chain of large tables, an inner one twice as often as an end"
+    three, chain = TopologyConfig(columns=(3, 3), rows=(200, 5000), fan_out=(1., 2.), total_rows=10**6), ((), (0,), (1,), (2,))
     widths = np.array([[len(c) for c in dress(generator(7, i), chain, three).columns] for i in range(1200)])
     assert set(widths.flatten()) == {0, 3} and np.abs((widths == 3).mean(0) - [1/6, 1/3, 1/3, 1/6]).max() < .04
 
