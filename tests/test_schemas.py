@@ -43,6 +43,12 @@ def test_fingerprint_is_isomorphism_on_all_small_graphs():
     for i, j in itertools.combinations(range(len(graphs)), 2): assert (marks[i] == marks[j]) == same_by_permutation(graphs[i], graphs[j]), (graphs[i], graphs[j])
 
 
+def test_fingerprint_looks_down_as_well_as_up():
+    "Two branches with two leaves each; two more leaves hang below one branch, or below both"
+    tree = ((), (0,), (0,), (1,), (1,), (2,), (2,))
+    assert fingerprint(tree + ((3,), (4,))) != fingerprint(tree + ((3,), (5,))) == fingerprint(tree + ((4,), (6,)))
+
+
 def test_fingerprint_counts_parallel_keys(): assert len({fingerprint(g) for g in (((), (0,)), ((), (0, 0)), ((), (0, 0, 0)))}) == 3
 
 
