@@ -6,23 +6,22 @@
 __all__ = ['SMALL', 'TRIES', 'StreamConfig', 'database_seed', 'tasks_of', 'sample_batch', 'in_order', 'write_shards',
            'read_shards', 'bench_prior', 'bench_rows']
 
-# %% ../nbs/15c_stream.ipynb #cfcbac1e
+# %% ../nbs/15c_stream.ipynb #0b2a2122
 import json, time
 import multiprocessing as mp
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import numpy as np
 from .content import sample_content
 from .core import InputError, atomic_path, generator, seed_of, to_dict
-from .prior import PriorConfig, sample_blueprint, sample_database, to_database
+from .prior import PriorConfig, plainly, sample_database, to_database
 from .structure import sample_structure
 from .topology import Blueprint
-from .tasks import TaskTable, ask, make_view, sample_tasks
-from .views import TaskConfig, entities
+from .tasks import TaskTable, sample_tasks
+from .views import TaskConfig
 
-# %% ../nbs/15c_stream.ipynb #8704fad8
+# %% ../nbs/15c_stream.ipynb #3a548b40
 @dataclass(frozen=True)
 class StreamConfig:
     "Which databases, and which tasks on them [C.2.3]"
@@ -45,10 +44,11 @@ def tasks_of(
     n_rows: int = 600, # R: at most
     n_cols: int = 30, # C: at most
     n_context: int|None = None, # context rows; None: 70 percent
-    config: StreamConfig = SMALL # databases and tasks
+    config: StreamConfig = SMALL, # databases and tasks
+    run=plainly # (stage, function, *arguments) -> result; a bench puts its clock here
 ) -> list: # of `TaskTable`
     "One database of the stream and its tasks: a pure function of its arguments [C.2.3]"
-    return sample_tasks(seed_of(seed, index), sample_database(database_seed(seed, index), config.prior), n_rows, n_cols, n_context, config.tasks)
+    return sample_tasks(seed_of(seed, index), sample_database(database_seed(seed, index), config.prior, run), n_rows, n_cols, n_context, config.tasks, run)
 
 # %% ../nbs/15c_stream.ipynb #8aa3a9b1
 TRIES = 32 # databases that a batch may ask for
@@ -149,7 +149,7 @@ def read_shards(
                 names, target, entity = json.loads(f.metadata()[str(k)])
                 yield TaskTable(f.get_tensor(f'{k}.x'), f.get_tensor(f'{k}.y'), names, target, entity, f.get_tensor(f'{k}.hops'))
 
-# %% ../nbs/15c_stream.ipynb #135fb938
+# %% ../nbs/15c_stream.ipynb #92d3b55e
 def bench_prior(
     n: int = 100, # databases
     seed: int = 0, # of the stream
@@ -168,16 +168,7 @@ def bench_prior(
         return out
     for index in range(-5, n):
         if not index: spent, tasks = dict.fromkeys(spent, 0.), []                       # the first five warm up
-        s = database_seed(seed, max(index, 0))
-        blueprint, gen = timed('schema', sample_blueprint, s, config.prior), generator(s, 1)
-        rows = timed('structure', sample_structure, gen, blueprint, config.prior.structure)
-        columns = timed('content', sample_content, gen, rows, config.prior.content)
-        db, rng, mine = timed('database', to_database, gen, rows, columns, config.prior), np.random.default_rng(seed_of(seed, max(index, 0))), []
-        for entity in entities(rng, db):
-            view, candidates = timed('features', make_view, rng, db, entity, n_rows, round(.7*n_rows), config.tasks)
-            mine += timed('targets', ask, rng, view, candidates, n_rows, n_cols, None, config.tasks, config.tasks.n_targets - len(mine))
-            if len(mine) == config.tasks.n_targets: break
-        tasks += mine
+        tasks += tasks_of(seed, max(index, 0), n_rows, n_cols, None, config, timed)
     torch.set_num_threads(threads)
     total, base = sum(spent.values()), sum(spent[k] for k in ('schema', 'structure', 'content', 'database'))
     return dict(databases_per_s=n/base, tasks_per_s=len(tasks)/total, tasks_per_database=len(tasks)/n, mean_rows=float(np.mean([len(t.y) for t in tasks])), mean_cols=float(np.mean([t.x.shape[1] for t in tasks])),

@@ -6,13 +6,14 @@
 __all__ = ['PASSES', 'Candidate', 'column_candidates', 'future_candidates', 'static_candidates', 'binarise', 'tree_auc', 'auc_of',
            'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'sample_tasks']
 
-# %% ../nbs/14_tasks.ipynb #a755c5ce
+# %% ../nbs/14_tasks.ipynb #8cd84b44
 from dataclasses import dataclass
 import numpy as np
 from .core import InputError
 from .database import Database
 from .dfs import hops_from, values_of
 from .dfs_tensor import Pieces, first_not_before, ranges
+from .prior import plainly
 from .views import TaskConfig, View, add_features, children_with_time, choose_rows, entities
 
 # %% ../nbs/14_tasks.ipynb #af3ff880
@@ -223,7 +224,7 @@ def ask(
         if task is not None: tasks.append(task)
     return tasks
 
-# %% ../nbs/14_tasks.ipynb #3aab2860
+# %% ../nbs/14_tasks.ipynb #32aea4f0
 PASSES = 6
 
 def sample_tasks(
@@ -232,7 +233,8 @@ def sample_tasks(
     n_rows: int = 600, # R: at most so many rows a task
     n_cols: int = 30, # C: at most so many columns a task
     n_context: int|None = None, # rows of the context; None: 70 percent
-    config: TaskConfig = TaskConfig() # how
+    config: TaskConfig = TaskConfig(), # how
+    run=plainly # (stage, function, *arguments) -> result; a bench puts its clock here
 ) -> list: # up to `config.n_targets` of `TaskTable`, all different
     "Tasks on one database: views on its tables in random order, until there are enough [C.2.3]"
     if n_rows < 20 or n_cols < 1: raise InputError(f'A task needs at least 20 rows and 1 column, got n_rows={n_rows} and n_cols={n_cols}.')
@@ -241,7 +243,7 @@ def sample_tasks(
         before = len(tasks)
         for entity in entities(rng, db):
             if len(tasks) == config.n_targets: return tasks
-            view, candidates = make_view(rng, db, entity, n_rows, n_context or round(.7*n_rows), config, repeat=k % 2 == 0)
-            tasks += ask(rng, view, candidates, n_rows, n_cols, n_context, config, config.n_targets - len(tasks))
+            view, candidates = run('features', make_view, rng, db, entity, n_rows, n_context or round(.7*n_rows), config, k % 2 == 0)
+            tasks += run('targets', ask, rng, view, candidates, n_rows, n_cols, n_context, config, config.n_targets - len(tasks))
         if len(tasks) == before and k > 2: break
     return tasks
