@@ -7,7 +7,7 @@ __all__ = ['RELATIONAL', 'SINGLE', 'SUITES', 'OneTable', 'read_table', 'openml_t
            'relbench_tasks', 'Entry', 'size_note', 'find_entries', 'relbench_entries', 'load_suite',
            'write_predictions']
 
-# %% ../nbs/20_benchmarks.ipynb #f06bdf6a
+# %% ../nbs/20_benchmarks.ipynb #3ff77a0a
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,8 +17,8 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .core import InputError, atomic_path
 from .schema import no_such
-from .database import Database
 from .examples import DATA, Task, task_names
+from .questions import relbench_database
 
 # %% ../nbs/20_benchmarks.ipynb #db796246
 _TABLE_2 = '''
@@ -119,7 +119,7 @@ def openml_table(
     if got.details['name'] != name.removesuffix('_cat'): raise InputError(f"OpenML's number {SINGLE.openml[name]} is {got.details['name']!r}, not {name!r}: the registry is wrong.")
     return OneTable(f'single/{name}', got.data.assign(**{got.target.name or 'target': got.target.to_numpy()}))
 
-# %% ../nbs/20_benchmarks.ipynb #bfce9e4a
+# %% ../nbs/20_benchmarks.ipynb #201ea755
 @dataclass(frozen=True, repr=False)
 class RelBenchTask(Task):
     "A task whose database RelBench holds; `folder` is the function that opens it [design 4, Names]"
@@ -135,13 +135,7 @@ def from_relbench(
     if kind != 'binary_classification' or not hasattr(task, 'entity_col'): raise InputError(f"{name} is a task of type {kind}: only binary tasks about one entity can be evaluated.")
     columns = [task.entity_col, task.time_col, task.target_col]
     frames = [task.get_table(s, mask_input_cols=False).df[columns].astype({task.time_col: 'datetime64[ns]'}) for s in ('train', 'val', 'test')]
-    return RelBenchTask(name, partial(_relbench_database, task), task.entity_table, *columns, (), *frames)
-
-def _relbench_database(task):
-    db = (task if hasattr(task, 'get_db') else task.dataset).get_db(upto_test_timestamp=False)
-    for table, column in getattr(task, 'remove_columns', ()):
-        db.table_dict[table].df = db.table_dict[table].df.drop(columns=column, errors='ignore')
-    return Database.from_relbench(db)
+    return RelBenchTask(name, partial(relbench_database, task), task.entity_table, *columns, (), *frames)
 
 # %% ../nbs/20_benchmarks.ipynb #733f9977
 def _relbench():

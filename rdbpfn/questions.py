@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGIMES', 'questions', 'frozen_moment', 'freeze', 'features_as_of', 'aggregations', 'path_of', 'ask_sql', 'SQLTask',
-           'task_from_sql', 'task_options', 'labelled']
+           'task_from_sql', 'task_options', 'relbench_database', 'labelled']
 
 # %% ../nbs/17b_questions.ipynb #1d44bdac
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ def task_from_sql(
     target_of = (target,) if target in db.schema[entity_table].names else ()
     return SQLTask(name, db, entity_table, key, time, target, tuple(mask) + target_of, *splits)
 
-# %% ../nbs/17b_questions.ipynb #cc9d7ad7
+# %% ../nbs/17b_questions.ipynb #e5401a21
 def task_options(
     task # `Task`, or an entity task of RelBench
 ) -> dict: # database, entity_table, entity_col, time_col, mask, target: as the relational estimators take them
@@ -153,16 +153,18 @@ def task_options(
     lost = [a for a in ('entity_table', 'entity_col', 'time_col', 'target_col') if not hasattr(task, a)]
     if lost: raise InputError(f'{type(task).__name__} is no task about one entity: it has no {lost[0]}.')
     ours, hidden = isinstance(task, Task), tuple(getattr(task, 'mask', ()))
-    db = task.database if ours else Database.open(_relbench_database(task))
+    db = task.database if ours else relbench_database(task)
     target = (task.entity_table, task.target_col) if task.target_col in db.schema[task.entity_table].names else None
     return dict(database=db, entity_table=task.entity_table, entity_col=task.entity_col, time_col=task.time_col, mask=hidden, target=target)
 
-def _relbench_database(task):
-    "RelBench's database of a task, whole, less the columns that the task removes"
+def relbench_database(
+    task # entity task of RelBench, of version 2 or 3
+) -> Database: # also what comes after the test timestamp
+    "RelBench's database of a task, whole, less the columns that the task removes [design 4, Names]"
     db = (task if hasattr(task, 'get_db') else task.dataset).get_db(upto_test_timestamp=False)
     for table, column in getattr(task, 'remove_columns', ()):
         db.table_dict[table].df = db.table_dict[table].df.drop(columns=column, errors='ignore')
-    return db
+    return Database.from_relbench(db)
 
 def labelled(
     task, # `Task`, or an entity task of RelBench
