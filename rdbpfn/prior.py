@@ -97,12 +97,12 @@ def to_database(
     for f, (t, k, _) in zip(schema.fkeys, rows.blueprint.edges): db._cache[f] = rows.links[t][k].contiguous().numpy()
     return db
 
-# %% ../nbs/09_prior.ipynb #e95c2775
+# %% ../nbs/09_prior.ipynb #4641f11a
 def plainly(
     stage: str, # name of what is done
     f, # function
     *args # its arguments
-): # -> what `f` returns
+) -> object: # what `f` returns
     "Do a stage without looking at the clock"
     return f(*args)
 
