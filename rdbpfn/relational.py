@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relational', 'RelationalClassifier', 'RelationalRegressor']
 
-# %% ../nbs/18_relational.ipynb #316898fa
+# %% ../nbs/18_relational.ipynb #ee5fad33
 import copy, os
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -18,13 +18,14 @@ from .schema import Schema
 from .database import Database
 from .dfs import plan_features
 from .ensemble import draw_contexts
+from .history import with_history
 from .explain import Explanation
 from .regression import thresholds_of
-from .storage import read_parts, write_parts
+from .storage import pack_frame, read_parts, unpack_frame, write_parts
 from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
-# %% ../nbs/18_relational.ipynb #08baf265
+# %% ../nbs/18_relational.ipynb #84691596
 class Relational(BaseEstimator):
     "What the relational estimators share: a database, a task, features, contexts [4, 5.4]"
     def __init__(self,
@@ -36,6 +37,7 @@ class Relational(BaseEstimator):
         target=None, # (table, column) that the label comes from, kept out of all features
         max_depth=2, # hops from the entity that features may take
         features='paper', # 'paper', 'recent', 'full', or {kind of column: aggregations}
+        label_delay=None, # how long after its cutoff a label is known, such as '7D': the entity's past labels become features; None: they do not
         regime='seed', # 'seed'; 'frozen': nothing after the latest labelled cutoff; or such a moment
         n_estimators=2, # answers that are averaged; 1 is the paper's single pass
         context='stratified', # which labelled questions are read if there are more than fit, see `draw_contexts`
@@ -46,7 +48,7 @@ class Relational(BaseEstimator):
         random_state=0 # seed of the choice of context
     ):
         self.database, self.entity_table, self.entity_col, self.time_col = database, entity_table, entity_col, time_col
-        self.mask, self.target, self.max_depth, self.features, self.regime = mask, target, max_depth, features, regime
+        self.mask, self.target, self.max_depth, self.features, self.label_delay, self.regime = mask, target, max_depth, features, label_delay, regime
         self.n_estimators, self.context, self.n_context, self.model = n_estimators, context, n_context, model
         self.classifier, self.device, self.random_state = classifier, device, random_state
 
@@ -65,7 +67,7 @@ class Relational(BaseEstimator):
         params = {k: v if k == 'database' else clone(v, safe=False) for k, v in self.get_params(deep=False).items()}
         return type(self)(**params)
 
-# %% ../nbs/18_relational.ipynb #62cff8b2
+# %% ../nbs/18_relational.ipynb #0661b93e
 @patch
 def _estimator(self: Relational):
     "The estimator of frames: ours with our parameters, or the user's with the choice of context"
@@ -86,6 +88,11 @@ def _open(self: Relational, X, y):
     return db, *questions(db, X, self.entity_table, self.entity_col_, self.time_col)
 
 @patch
+def _recall(self: Relational, db):
+    "The database, with the entities' past labels as rows if they are to be seen"
+    return db if self.past_ is None else with_history(db, self.entity_table, self.past_, 'entity', 'cutoff', 'label', self.label_delay)
+
+@patch
 def _plan(self: Relational, db, cutoffs):
     "Features, and the moment at which the database stops"
     self.aggs_, self.frozen_at_ = aggregations(self.features, db, cutoffs), frozen_moment(self.regime, cutoffs)
@@ -93,7 +100,7 @@ def _plan(self: Relational, db, cutoffs):
     if not len(self.plan_): raise InputError(f'Table {self.entity_table!r} offers no features: no column but keys, and no related table within {self.max_depth} hops.')
     self.db_ = freeze(db, self.entity_table, self.frozen_at_)
 
-# %% ../nbs/18_relational.ipynb #a942c11d
+# %% ../nbs/18_relational.ipynb #cf2d710e
 @patch
 def fit(
     self: Relational,
@@ -103,7 +110,9 @@ def fit(
     "Read labelled questions; nothing is trained [5.4]"
     db, rows, cutoffs = self._open(X, y)
     codes, learnt = self._learn(y, len(X))
-    self._plan(db, cutoffs)
+    if self.label_delay is not None and cutoffs is None: raise InputError('label_delay needs cutoffs, since a label is known some time after its own: name their column in time_col.')
+    self.past_ = None if self.label_delay is None else pd.DataFrame(dict(entity=X[self.entity_col_].array, cutoff=cutoffs, label=self._as_feature(y, codes)))
+    self._plan(self._recall(db), cutoffs)
     flat = self._estimator()
     ours = isinstance(flat, InContext)
     contexts = flat.contexts(codes, cutoffs) if ours else draw_contexts(self.context, codes, cutoffs, self.n_context, 1, check_random_state(self.random_state))
@@ -123,7 +132,7 @@ def _know(self: Relational):
                       features_read=len(self.read_plan_), questions_read=self.n_context_, regime='seed' if self.frozen_at_ is None else f'frozen at {pd.Timestamp(self.frozen_at_)}')
     return self
 
-# %% ../nbs/18_relational.ipynb #1d645dfe
+# %% ../nbs/18_relational.ipynb #44a41fad
 class RelationalClassifier(ClassifierMixin, Relational):
     "Predict labels of database rows as of a time, in context: no training, no feature engineering [4, 5.4]"
     _flat = RDBPFNClassifier
@@ -131,6 +140,8 @@ class RelationalClassifier(ClassifierMixin, Relational):
     def _learn(self, y, n):
         self.classes_, codes = as_labels(y, n)
         return codes, (self.classes_, codes)
+
+    def _as_feature(self, y, codes): return codes if len(self.classes_) == 2 else self.classes_.astype(str)[codes]
 
     def _hand_over(self, frame, pool, learnt, contexts):
         classes, codes = learnt
@@ -152,6 +163,8 @@ class RelationalRegressor(RegressorMixin, Relational):
         y = as_target(y, n)
         thresholds = thresholds_of(y)
         return np.searchsorted(thresholds.at, y), (y, thresholds)
+
+    def _as_feature(self, y, codes): return np.asarray(y, float)
 
     def _hand_over(self, frame, pool, learnt, contexts):
         y, thresholds = learnt
@@ -184,7 +197,7 @@ def _asked(self: Relational, X):
     check_is_fitted(self)
     return self.feature_frame(X, self.read_plan_.names).reindex(columns=self.plan_.names)
 
-# %% ../nbs/18_relational.ipynb #7a3a884e
+# %% ../nbs/18_relational.ipynb #3cb74fd2
 @patch
 def on(
     self: Relational,
@@ -192,7 +205,7 @@ def on(
 ) -> Relational: # a copy with the same context
     "The fitted estimator on another state of the database [issue 6, bad input]"
     check_is_fitted(self, 'plan_')
-    db, other = Database.open(database), copy.copy(self)
+    db, other = self._recall(Database.open(database)), copy.copy(self)
     there = plan_features(db.schema, self.entity_table, self.max_depth, self.mask, self.target, aggs=self.aggs_).names
     if lost := sorted({*self.plan_.names} - {*there}): raise InputError(f'The database has changed: {len(lost)} of the {len(self.plan_)} features cannot be computed from it any more, {lost[0]} for one. Fit again.')
     other.database, other.db_ = database, freeze(db, self.entity_table, self.frozen_at_)
@@ -225,7 +238,7 @@ def describe_features(
     from rdbpfn import dfs_sql                                                              # it gives `Plan` its method `sql`
     return table.assign(sql=[self.plan_.sql(n, timed=self.time_col is not None) for n in self.plan_.names])
 
-# %% ../nbs/18_relational.ipynb #3cfeb0d0
+# %% ../nbs/18_relational.ipynb #3ea52da6
 @patch
 def save(
     self: Relational,
@@ -235,9 +248,11 @@ def save(
     "Write the fitted estimator to one file, without pickle and without the database [issue 6, item 4]"
     check_is_fitted(self)
     if not isinstance(self.classifier_, InContext): raise InputError(f'{type(self.classifier_).__name__} cannot be saved in this format: leave classifier out.')
+    if self.past_ is not None and not training_rows: raise InputError('With label_delay the past labels are features, so they cannot be left out of the file: save with training_rows=True, or fit without label_delay.')
     inner, parts = self.classifier_.parts(training_rows)
+    if self.past_ is not None: parts = parts | {'past.parquet': pack_frame(self.past_)}
     keep = ('entity_table', 'time_col', 'mask', 'target', 'max_depth', 'n_estimators', 'context', 'n_context')
-    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_), database=str(self.database) if isinstance(self.database, (str, os.PathLike)) else None,
+    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_, label_delay=None if self.past_ is None else str(pd.Timedelta(self.label_delay))), database=str(self.database) if isinstance(self.database, (str, os.PathLike)) else None,
                  aggs=self.aggs_, frozen_at=None if self.frozen_at_ is None else str(self.frozen_at_), features=self.plan_.names, schema=self.plan_.schema.to_dict(), n_read=self.n_context_)
     return write_parts(path, dict(kind=type(self).__name__, relational=about, estimator=inner), parts)
 
@@ -256,6 +271,7 @@ def load(
     aggs, frozen = {k: tuple(v) for k, v in r['aggs'].items()}, r['frozen_at']
     self = cls(database=r['database'] if database is None else database, features=aggs, regime=frozen or 'seed', device=device, **params)
     self.aggs_, self.frozen_at_, self.entity_col_, self.n_context_ = aggs, frozen and np.datetime64(frozen, 'ns'), params['entity_col'], r['n_read']
+    self.past_ = unpack_frame(parts, 'past.parquet') if self.label_delay is not None else None
     self.plan_ = plan_features(Schema.from_dict(r['schema']), self.entity_table, self.max_depth, self.mask, self.target, aggs=aggs)
     if self.plan_.names != r['features']: raise InputError(f"'{path}' was written when features were planned otherwise (rdbpfn {about['version']}): fit again.")
     self.classifier_ = self._flat.from_parts(about['estimator'], parts, device)
