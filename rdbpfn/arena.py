@@ -11,7 +11,7 @@ import numpy as np
 from .database import Database
 from .relational import RelationalClassifier
 
-# %% ../nbs/21c_arena.ipynb #1c470b7b
+# %% ../nbs/21c_arena.ipynb #94e4c3dd
 class ArenaModel:
     "The relational estimator behind RelArena's two methods [5.4]"
     name = 'rdbpfn'
@@ -26,8 +26,7 @@ class ArenaModel:
 
     def predict(self, task, db, table):
         "Probability of the positive class for each row of a label table"
-        self.model_.db_ = Database.from_relbench(db)
-        return self.model_.predict_proba(table.df[[task.entity_col, task.time_col]])[:, 1]
+        return self.model_.on(Database.from_relbench(db)).predict_proba(table.df[[task.entity_col, task.time_col]])[:, 1]
 
 # %% ../nbs/21c_arena.ipynb #2a8b2a94
 def register() -> type: # the registered class

@@ -101,7 +101,7 @@ def pretrain(
     if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours, AUC {record.get('valid_auc', float('nan')):.3f} on synthetic tasks: {out}/rdbpfn.safetensors")
     dist.destroy_process_group()
 
-# %% ../nbs/22b_workshop.ipynb #8f38c0d1
+# %% ../nbs/22b_workshop.ipynb #3bd5cd6a
 @workshop.command()
 def evaluate(
     suite: Annotated[str, typer.Option(help='Name of a suite of notebook 20, such as dev or flights')], # see `load_suite`
@@ -112,6 +112,7 @@ def evaluate(
     draws: Annotated[int, typer.Option(help='How many draws of the labelled rows')] = 10, # 1 or more
     regime: Annotated[str, typer.Option(help='seed, frozen, or both separated by a comma')] = 'seed', # what a row may see
     split: Annotated[str, typer.Option(help='test, or val to choose something')] = 'test', # of the task
+    features: Annotated[str, typer.Option(help='paper, recent or full: which aggregations of relational tasks')] = 'paper', # see notebook 10b
     questions: Annotated[int, typer.Option(help='Most rows to predict of a split, a fixed choice; 0: all')] = 2000, # recorded with each cell
     processes: Annotated[int, typer.Option(help='0: one for each core')] = 0, # cells at a time
 ) -> None:
@@ -119,7 +120,7 @@ def evaluate(
     from rdbpfn.evaluate import run_suite
     numbers = [s.strip() for s in shots.split(',')]
     if not all(s.isdigit() and int(s) for s in numbers): raise InputError(f"--shots must be whole numbers separated by commas, got '{shots}'.")
-    made = run_suite(suite, out, models.split(','), data, processes, typer.echo, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split)
+    made = run_suite(suite, out, models.split(','), data, processes, typer.echo, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
     typer.echo(f'{len(made)} new records in {out}')
 
 # %% ../nbs/22b_workshop.ipynb #7888d96c
