@@ -47,12 +47,12 @@ class TrainConfig:
         for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, seed=0).items(): check_range(self, f, low)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #59c81367
+# %% ../nbs/16_train.ipynb #c04820b1
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
     'cpu': TrainConfig(),
-    'cpu-relational': TrainConfig(rows=(64, 1100), cols=(3, 48), micro=4, ramp=1, lr=1e-3, relational=.6, seed=1),
+    'cpu-relational': TrainConfig(rows=(128, 1100), cols=(4, 48), micro=4, ramp=1, lr=5e-4, relational=.6, seed=1),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
     'gpu-relational': TrainConfig(rows=(64, 1400), cols=(3, 60), tokens=65_536, micro=8, ramp=1, lr=1e-3, relational=.6, seed=1),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False),
