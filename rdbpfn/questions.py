@@ -118,7 +118,7 @@ class SQLTask(Task):
     @cached_property
     def database(self): return Database.open(self.folder)
 
-# %% ../nbs/17b_questions.ipynb #b8acb6a0
+# %% ../nbs/17b_questions.ipynb #f9c17566
 def _only(what, found, hint):
     if len(found) != 1: raise InputError(f"The query should give one {what}, but {len(found)} columns fit ({', '.join(map(str, found)) or 'none'}): {hint}.")
     return found[0]
@@ -144,6 +144,8 @@ def task_from_sql(
     splits = [frame[m].reset_index(drop=True) for m in (frame[time] < val, (frame[time] >= val) & (frame[time] < test), frame[time] >= test)]
     target_of = (target,) if target in db.schema[entity_table].names else ()
     return SQLTask(name, db, entity_table, key, time, target, tuple(mask) + target_of, *splits)
+
+Task.from_sql = staticmethod(task_from_sql)                                              # so that `rdbpfn.Task.from_sql(database, sql, ...)` reads well
 
 # %% ../nbs/17b_questions.ipynb #e5401a21
 def task_options(
