@@ -182,7 +182,7 @@ def keys_of(
     "The columns that make a row a question [4]"
     return tuple(c for c in (model.entity_col, model.time_col) if c is not None)
 
-# %% ../nbs/22c_ask.ipynb #33a9c84b
+# %% ../nbs/22c_ask.ipynb #888dcdf9
 def fitted(
     ask: Answered # options without `load`
 ) -> tuple: # estimator, rows to answer
@@ -202,7 +202,7 @@ def fitted(
     if ask.regression and not pd.api.types.is_numeric_dtype(label): raise InputError(f"--regression needs numbers, but column {ask.target!r} of --context holds {label.iloc[0]!r}.")
     questions(database, rows, table, column, ask.time)
     with stage(f'Reading {len(known):,} labelled rows'): model.fit(known, label)
-    return _remember(model, ask.db), rows
+    return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
 
 def check_span(
     text: str # such as '7D'
@@ -212,11 +212,7 @@ def check_span(
     try: pd.Timedelta('no unit' if re.fullmatch(r'[\d.\s]*', text) else text)
     except ValueError: raise InputError(f"--label-delay must be a number and a unit, such as 7D or 12h, got '{text}'.") from None
 
-def _remember(model, where):
-    "Let a saved estimator know where its database is, but not a password"
-    return model if re.search('://.*(@|passw)', where) else model.set_params(database=where)
-
-# %% ../nbs/22c_ask.ipynb #e0e558d5
+# %% ../nbs/22c_ask.ipynb #dae3133c
 def loaded(
     ask: Answered # options with `load`
 ) -> tuple: # estimator, rows to answer
@@ -231,7 +227,7 @@ def loaded(
     if where is None: raise InputError(f"'{ask.load}' does not say where its database is: name it with --db.")
     database = open_database(where)
     with stage('Loading the estimator'): model = getattr(relational, about['kind']).load(ask.load, database, ask.device)
-    return _remember(model, where), read_rows(ask.query, keys_of(model), 'query', database, model.entity_table)
+    return model.set_params(database=where), read_rows(ask.query, keys_of(model), 'query', database, model.entity_table)
 
 def ready(
     ask: Answered # options

@@ -130,7 +130,7 @@ def memory_of(
     weights = (n_columns + 1)*c.n_heads*n_rows*size*2 if dtype == torch.bfloat16 and device == 'cpu' else 0
     return dict(kept=2*n_rows*(vector*(c.n_layers - 1) + c.width*size), passing=10*vector + weights)
 
-# %% ../nbs/16b_ensemble.ipynb #b6db298a
+# %% ../nbs/16b_ensemble.ipynb #93f7ec91
 class Ensemble:
     "The members' contexts as read by a network, ready to answer rows [5.2]"
     def __init__(
@@ -149,9 +149,6 @@ class Ensemble:
         cost = memory_of(network.config, n, len(members[0].cols), dtype, self.device.type)
         budget = PASS_BYTES*(1 if self.device.type == 'cpu' else 16)//cost['passing']                # rows at a time, over all tables
         self.step = max(1, min(len(self.tables), budget//n))                                        # tables at a time
-        if cache: self.step = sorted([*cache, len(self.tables)])[1]                                 # as they were read
-        if cache: self.step = sorted([*cache, len(self.tables)])[1]                                 # as they were read
-        if cache: self.step = sorted([*cache, len(self.tables)])[1]                                 # as they were read
         if cache: self.step = sorted([*cache, len(self.tables)])[1]                                 # as they were read
         self.chunk = max(8, budget//self.step//8*8)                                                 # queries at a time
         self.keep = bool(cache) or len(self.tables)*cost['kept'] <= CACHE_BYTES

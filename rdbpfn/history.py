@@ -27,7 +27,7 @@ def time_scales(
     days = max(map(span, db.schema.names), default=0)
     return tuple(float(f'{days/k:.2g}') for k in (64, 16, 4)) if days > 1e-3 else ()
 
-# %% ../nbs/11c_history.ipynb #867cea80
+# %% ../nbs/11c_history.ipynb #6ca66c10
 def with_history(
     db: Database, # holds the entities
     entity_table: str, # table the labels are about
@@ -40,7 +40,9 @@ def with_history(
     "Add an entity's past labels as rows that come into being when they are known [design 4: never the target, except its past]"
     for c in (entity_col, time_col, label_col):
         if c not in labels: raise InputError(f'The labelled history has no column {c!r}: its columns are {", ".join(map(str, labels))}.')
-    pkey, name, delay = db.schema[entity_table].pkey, f'{entity_table}_labels', pd.Timedelta(delay)
+    pkey, name = db.schema[entity_table].pkey, f'{entity_table}_labels'
+    try: delay = pd.Timedelta(delay)
+    except ValueError: raise InputError(f"delay must be a length of time such as '7D' or '12h', got {delay!r}.") from None
     if len(pkey) != 1: raise InputError(f"Table {entity_table!r} has no primary key of one column ({', '.join(pkey) or 'none'}), so past labels cannot refer to it.")
     if not delay >= pd.Timedelta(0): raise InputError(f'delay must be 0 or more, got {delay}: a label is never known before its own cutoff.')
     if name in db.schema.names: raise InputError(f'The database has a table {name!r} already: rename it.')

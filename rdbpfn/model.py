@@ -7,7 +7,7 @@ __all__ = ['RELEASED_NAMES', 'column_stats', 'standardise', 'naive_attention', '
            'Attention', 'Block', 'ModelConfig', 'Context', 'RDBPFN', 'rename_released', 'infer_config',
            'default_weights', 'save_model', 'read_tensors', 'load_model']
 
-# %% ../nbs/15_model.ipynb #c615be25
+# %% ../nbs/15_model.ipynb #809be0ab
 import json, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .core import InputError, atomic_path, check_range, from_dict, pick_device, to_dict
+from .kernel import FusedAttention, available
 
 # %% ../nbs/15_model.ipynb #ef11fd7d
 def column_stats(
@@ -75,13 +76,14 @@ class LayerNorm(nn.LayerNorm):
     "A layer norm that computes in the type of its input (statistics in 32 bits inside)"
     def forward(self, x): return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
-# %% ../nbs/15_model.ipynb #0e79e307
+# %% ../nbs/15_model.ipynb #2089b4de
 def attend(
     q: torch.Tensor, # (A, H, S, D) queries
     k: torch.Tensor, # (A, H, T, D) keys
     v: torch.Tensor # (A, H, T, D) values
 ) -> torch.Tensor: # (A, H, S, D)
-    "Softmax attention: fused, except in bfloat16 on a CPU, where the fused backward pass is slow [5.2]"
+    "Softmax attention: by our kernel where gradients are wanted on a CPU, else by PyTorch, written out in bfloat16 on a CPU [5.2]"
+    if q.requires_grad and available(q): return FusedAttention.apply(q, k, v)
     if q.dtype == torch.bfloat16 and q.device.type == 'cpu':
         return torch.softmax((q*q.shape[-1]**-.5) @ k.transpose(-1, -2), -1) @ v
     return F.scaled_dot_product_attention(q, k, v)

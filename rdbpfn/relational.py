@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Relational', 'RelationalClassifier', 'RelationalRegressor']
 
-# %% ../nbs/18_relational.ipynb #ee5fad33
-import copy, os
+# %% ../nbs/18_relational.ipynb #01d934f6
+import copy, os, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -238,7 +238,7 @@ def describe_features(
     from rdbpfn import dfs_sql                                                              # it gives `Plan` its method `sql`
     return table.assign(sql=[self.plan_.sql(n, timed=self.time_col is not None) for n in self.plan_.names])
 
-# %% ../nbs/18_relational.ipynb #3ea52da6
+# %% ../nbs/18_relational.ipynb #2070d2b7
 @patch
 def save(
     self: Relational,
@@ -252,7 +252,7 @@ def save(
     inner, parts = self.classifier_.parts(training_rows)
     if self.past_ is not None: parts = parts | {'past.parquet': pack_frame(self.past_)}
     keep = ('entity_table', 'time_col', 'mask', 'target', 'max_depth', 'n_estimators', 'context', 'n_context')
-    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_, label_delay=None if self.past_ is None else str(pd.Timedelta(self.label_delay))), database=str(self.database) if isinstance(self.database, (str, os.PathLike)) else None,
+    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_, label_delay=None if self.past_ is None else str(pd.Timedelta(self.label_delay))), database=str(self.database) if isinstance(self.database, (str, os.PathLike)) and not re.search('://.*(@|passw)', str(self.database)) else None,
                  aggs=self.aggs_, frozen_at=None if self.frozen_at_ is None else str(self.frozen_at_), features=self.plan_.names, schema=self.plan_.schema.to_dict(), n_read=self.n_context_)
     return write_parts(path, dict(kind=type(self).__name__, relational=about, estimator=inner), parts)
 

@@ -3,9 +3,12 @@ import os, sqlite3, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from typer.testing import CliRunner
+from rdbpfn.ask import PARAMETERS, Answered, Asked, estimator, open_database
+from rdbpfn.classifier import RDBPFNClassifier
 from rdbpfn.cli import app
-from rdbpfn.examples import DATA, load_task
-from rdbpfn.relational import RelationalClassifier
+from rdbpfn.ensemble import POLICIES
+from rdbpfn.relational import RelationalClassifier, RelationalRegressor
+from rdbpfn.storage import read_parts
 
 
 def run(*arguments):
@@ -14,15 +17,21 @@ def run(*arguments):
     return done.exit_code, done.stderr.strip().splitlines(), done.stdout
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    "A busy machine must not add lines of progress to what is compared"
+    monkeypatch.setattr('rdbpfn.ask.PATIENCE', 1e4)
+
+
 @pytest.fixture(scope='module')
 def shop(tmp_path_factory):
     "A small database with text keys that look like numbers, as SQLite, with context and query files"
     d, rng = tmp_path_factory.mktemp('shop'), np.random.default_rng(0)
     ids = [f'{i:03d}' for i in range(40)]
     with sqlite3.connect(d/'shop.db') as con:
-        con.execute('create table customers (id text primary key, age real)')
+        con.execute('create table customers (id text primary key, age real, active boolean)')
         con.execute('create table "order" (oid integer primary key, customer text references customers(id), amount real, day timestamp)')
-        con.executemany('insert into customers values (?, ?)', [(i, float(rng.integers(18, 80))) for i in ids])
+        con.executemany('insert into customers values (?, ?, ?)', [(i, float(rng.integers(18, 80)), int(i) % 3 == 0) for i in ids])
         con.executemany('insert into "order" values (?, ?, ?, ?)', [(k, ids[k % 40], float(rng.gamma(2)), f'2024-{1 + k % 6:02d}-10') for k in range(300)])
     con.close()
     rows = pd.DataFrame(dict(id=ids, when='2024-05-01', label=[int(i) % 2 for i in ids]))
@@ -32,18 +41,142 @@ def shop(tmp_path_factory):
 
 def options(d, **new):
     o = dict(db=f'sqlite:///{d}/shop.db', entity='customers.id', context=d/'known.csv', query=d/'asked.csv', target='label', time='when', out=d/'out.csv') | new
-    return [a for k, v in o.items() for a in (f'--{k}', v)]
+    return [a for k, v in o.items() if v is not None for a in ((f"--{k.replace('_', '-')}",) if v is True else (f"--{k.replace('_', '-')}", v))]
+
+
+def read(path): return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, dtype={'id': str})
+
+def fitted(d, kind=RelationalClassifier, **more):
+    known = read(d/'known.csv')
+    return kind(f'sqlite:///{d}/shop.db', 'customers', 'id', 'when', **more).fit(known, known.label)
+
+def told(out): return dict(line.rsplit(None, 1) for line in out.splitlines() if not line.startswith(' '))
+
+
+@pytest.fixture(scope='module')
+def saved(shop, tmp_path_factory):
+    "An estimator that predict has fitted and saved, with options off their defaults"
+    path = tmp_path_factory.mktemp('saved')/'shop.rdbpfn'
+    code, err, _ = run('predict', *options(shop, save=path, out=path.with_name('out.csv'), estimators=1, depth=1, features='recent', context_policy='balanced', label_delay='7D', mask=' age,active ', regime='frozen'))
+    assert code == 0, err
+    return path
 
 
 def test_predict_from_sqlite_equals_the_estimator(shop):
     code, err, out = run('predict', *options(shop))
-    assert code == 0, err
-    got = pd.read_csv(shop/'out.csv', dtype={'id': str})
-    known, asked = (pd.read_csv(shop/f, dtype={'id': str}) for f in ('known.csv', 'asked.csv'))
-    model = RelationalClassifier(f'sqlite:///{shop}/shop.db', 'customers', 'id', 'when').fit(known, known.label)
-    assert got.id.tolist() == asked.id.tolist()
+    assert code == 0 and not err, err
+    got, asked, model = read(shop/'out.csv'), read(shop/'asked.csv'), fitted(shop)
+    assert got.id.tolist() == asked.id.tolist() and got.when.tolist() == asked.when.tolist()
     assert np.allclose(got.probability_1, model.predict_proba(asked)[:, 1], atol=1e-5) and np.allclose(got.probability_0 + got.probability_1, 1)
-    assert '10 predictions from 30 labelled rows' in out
+    assert (got.prediction == (got.probability_1 > .5)).all()
+    said = told(out)
+    assert said.pop('predictions') == str(shop/'out.csv') and float(said.pop('seconds')) > 0
+    assert said == {'questions': '10'} | {k.replace('_', ' '): str(v) for k, v in model.used_.items()}
+
+
+def test_regression_gives_mean_median_and_interval(shop, tmp_path):
+    code, err, _ = run('predict', *options(shop, regression=True, out=tmp_path/'out.parquet', context='select id, date \'2024-05-01\' as "when", age as label from customers', mask='age'))
+    assert code == 0, err
+    got, asked = read(tmp_path/'out.parquet'), read(shop/'asked.csv')
+    known = pd.DataFrame(dict(id=[f'{i:03d}' for i in range(40)], when='2024-05-01', label=open_database(f'sqlite:///{shop}/shop.db').table_dict['customers'].age))
+    model = RelationalRegressor(f'sqlite:///{shop}/shop.db', 'customers', 'id', 'when', mask=('age',)).fit(known, known.label)
+    assert np.allclose(got.prediction, model.predict(asked)) and np.allclose(got[['low', 'median', 'high']], model.predict_quantiles(asked, (.1, .5, .9)))
+    assert (got.low < got.high).all() and got['median'].between(got.low, got.high).all() and len(got) == 10
+
+
+SQL = """select id, timestamp '2024-05-01' as "when" from customers where id >= '030' order by id"""
+
+def test_a_query_and_every_kind_of_file_mean_the_same(shop, tmp_path):
+    (tmp_path/'asked.sql').write_text(f'-- ten customers\n{SQL};')
+    read(shop/'asked.csv').to_parquet(tmp_path/'asked.parquet')
+    got = {}
+    for source in (shop/'asked.csv', SQL, '\n ' + SQL.replace('select', 'Select'), f'WITH rows AS ({SQL}) SELECT * FROM rows', f"from ({SQL})", tmp_path/'asked.sql', tmp_path/'asked.parquet'):
+        code, err, _ = run('predict', *options(shop, query=source, out=tmp_path/'out.csv'))
+        assert code == 0, (source, err)
+        got[str(source)] = read(tmp_path/'out.csv')
+    first = got[str(shop/'asked.csv')]
+    assert all(g.id.equals(first.id) and np.allclose(g.probability_1, first.probability_1, atol=1e-6) for g in got.values())
+
+
+def test_a_label_named_like_a_column_is_kept_out_of_the_features(shop, tmp_path):
+    known = read(shop/'known.csv').rename(columns=dict(label='active'))
+    known.to_csv(tmp_path/'known.csv', index=False)
+    code, err, _ = run('predict', *options(shop, context=tmp_path/'known.csv', target='active', save=tmp_path/'m.rdbpfn', out=tmp_path/'out.csv'))
+    assert code == 0, err
+    assert 'active' not in RelationalClassifier.load(tmp_path/'m.rdbpfn').plan_.names and 'active' in fitted(shop).plan_.names
+
+
+def test_options_reach_the_estimator_and_defaults_are_its_own(shop, saved, tmp_path):
+    model = RelationalClassifier.load(saved)
+    got = {k: getattr(model, k) for k in ('n_estimators', 'max_depth', 'context', 'mask', 'entity_table', 'entity_col', 'time_col')}
+    assert got == dict(n_estimators=1, max_depth=1, context='balanced', mask=('age', 'active'), entity_table='customers', entity_col='id', time_col='when')
+    assert pd.Timedelta(model.label_delay) == pd.Timedelta('7D') and model.frozen_at_ == np.datetime64('2024-05-01') and any('LAST' in n for n in model.plan_.names)
+    plain = estimator(Asked(query='', out=shop/'x.csv'), open_database(f'sqlite:///{shop}/shop.db'), 'customers', 'id')
+    said = dict(time='when', depth=3, features='full', regime='frozen', label_delay='7D', estimators=5, context_policy='recent', weights=Path('w.safetensors'), device='cpu')
+    params = estimator(Answered(query='', out=shop/'x.csv', **said), plain.database, 'customers', 'id').get_params()
+    assert list(said) == list(PARAMETERS) and all(params[PARAMETERS[o]] == v for o, v in said.items())
+    theirs = RelationalClassifier(None, None).get_params()
+    assert {k for k, v in plain.get_params().items() if v != theirs[k]} == {'database', 'entity_table', 'entity_col'}
+
+
+def test_a_saved_estimator_answers_without_its_rows(shop, saved, tmp_path):
+    code, err, out = run('predict', *options(shop, db=None, entity=None, context=None, target=None, time=None, load=saved, out=tmp_path/'again.csv'))
+    assert code == 0 and told(out)['questions read'] == '30', err
+    assert np.allclose(read(tmp_path/'again.csv').probability_1, read(saved.with_name('out.csv')).probability_1, atol=1e-4)
+    with sqlite3.connect(shop/'shop.db') as a, sqlite3.connect(tmp_path/'other.db') as b: a.backup(b); b.execute('delete from "order"')
+    a.close(); b.close()
+    code, err, _ = run('predict', '--load', saved, '--db', tmp_path/'other.db', '--query', SQL, '--out', tmp_path/'other.csv')
+    assert code == 0 and not np.allclose(read(tmp_path/'other.csv').probability_1, read(tmp_path/'again.csv').probability_1, atol=1e-4), err
+
+
+def test_a_password_is_not_saved(shop, tmp_path):
+    for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('sqlite:///shop.db', True), ('a@b.db', True)):
+        about, _ = read_parts(fitted(shop).set_params(database=url).save(tmp_path/'m.rdbpfn'), ('RelationalClassifier',))
+        assert (about['relational']['database'] == url) == kept and b'secret' not in (tmp_path/'m.rdbpfn').read_bytes()
+
+
+def test_features_are_those_of_the_estimator(shop, tmp_path):
+    model, asked = fitted(shop, max_depth=1, features='recent', mask=('age',)), read(shop/'asked.csv')
+    asked.assign(extra=1).to_csv(tmp_path/'asked.csv', index=False)
+    for out in (tmp_path/'x.csv', tmp_path/'x.parquet'):
+        code, err, said = run('features', *options(shop, query=tmp_path/'asked.csv', context=None, target=None, depth=1, features='recent', mask='age', out=out, describe=tmp_path/'about.csv'))
+        assert code == 0, err
+        x, about, want = read(out), pd.read_csv(tmp_path/'about.csv'), model.feature_frame(asked)
+        assert list(x) == ['id', 'when', *want] and x[['id', 'when']].equals(asked) and np.allclose(x[want.columns].astype(float), want.astype(float), equal_nan=True)
+    assert about.feature.tolist() == list(want) and about[['meaning', 'path']].equals(model.describe_features()[['meaning', 'path']]) and about.sql.str.startswith('SELECT').all()
+    said = told(said)
+    assert {k: said[k] for k in ('questions', 'tables', 'paths', 'features')} == {'questions': '10'} | {k: str(model.used_[k]) for k in ('tables', 'paths', 'features')}
+
+
+def test_explanations_are_those_of_the_estimator(shop, tmp_path):
+    model, asked = fitted(shop), read(shop/'asked.csv')
+    for by, out in (('path', tmp_path/'why.csv'), ('table', tmp_path/'why.parquet')):
+        code, err, said = run('explain', *options(shop, by=by, out=out, plot=tmp_path/f'{by}.png'))
+        assert code == 0, err
+        got, want = read(out), model.explain(asked, by)
+        assert list(got) == ['id', 'when', 'prediction', 'score', 'kind', 'name', 'value', 'effect'] and len(got) == 10*(want.groups.shape[1] + want.features.shape[1])
+        for kind, table in (('group', want.groups), ('feature', want.features)):
+            part = got[got.kind == kind]
+            assert np.allclose(part.pivot(index='id', columns='name', values='effect')[list(table)], table, atol=1e-4)
+        values = part.pivot(index='id', columns='name', values='value')
+        assert np.allclose(values.age.astype(float), want.values.age.astype(float)) and got[got.kind == 'group'].value.isna().all()
+        assert np.allclose(got.drop_duplicates('id').score, want.score, atol=1e-4) and got.drop_duplicates('id').prediction.tolist() == model.predict(asked).tolist()
+        assert want.top(n=1).feature[0] in said and want.groups.abs().mean().idxmax() in said and want.what in said
+        assert (tmp_path/f'{by}.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_long_work_speaks_on_stderr_only(shop, monkeypatch):
+    monkeypatch.setattr('rdbpfn.ask.PATIENCE', 0)
+    code, err, out = run('predict', *options(shop))
+    assert code == 0 and 'Reading 30 labelled rows ...' in err and 'Answering 10 questions ...' in err and '...' not in out
+
+
+def test_what_the_database_warns_of_is_a_line(tmp_path, shop):
+    with sqlite3.connect(tmp_path/'dates.db') as con:
+        con.execute('create table customers (id text primary key, born timestamp, joined timestamp)'); con.executemany('insert into customers values (?, ?, ?)', [(f'{i:03d}', '1990-01-01', '2020-01-01') for i in range(40)])
+    con.close()
+    code, err, _ = run('features', *options(shop, db=tmp_path/'dates.db', context=None, target=None, out=tmp_path/'x.csv'))
+    assert code == 0 and len(err) == 1 and err[0].startswith("note: Table 'customers' has several columns of dates"), err
 
 
 BAD = [
@@ -58,18 +191,76 @@ BAD = [
     (dict(out='no/such/folder/out.csv'), 'Cannot write'),
     (dict(mask='shoe_size'), 'shoe_size'),
     (dict(weights='none.safetensors'), 'no weights file'),
+    (dict(entity='customers.age'), "is 'id', not 'age'"),
+    (dict(query='select id from nowhere'), '--query: The query cannot be answered'),
+    (dict(query='select id from customers'), "no column 'when'"),
+    (dict(query=SQL + ' limit 0'), 'no rows'),
+    (dict(query=SQL.replace('id,', "'x' as id,")), "not in table 'customers'"),
+    (dict(query=SQL.replace('id,', '7 as id,')), 'holds whole numbers where customers.id holds text'),
+    (dict(query='('*5000), 'There is no file'),
+    (dict(query=''), 'There is no file'),
+    (dict(out='out.xls'), '.csv or .parquet'),
+    (dict(save='no/such/folder/m.rdbpfn'), 'Cannot write'),
+    (dict(save='m.csv'), '.rdbpfn'),
+    (dict(context_policy='best'), 'choose from random'),
+    (dict(features='all'), 'paper'),
+    (dict(regime='cold'), "'frozen'"),
+    (dict(depth=-1), 'hops'),
+    (dict(estimators=0), '1 or more'),
+    (dict(label_delay='7'), 'a number and a unit'),
+    (dict(label_delay='a week'), 'a number and a unit'),
+    (dict(device='gpu'), 'not a device'),
+    (dict(target=None), '--target must be given'),
+    (dict(context='select id, date \'2024-05-01\' as "when", \'yes\' as label from customers', regression=True), "--regression needs numbers, but column 'label' of --context holds 'yes'"),
+    (dict(load='none.rdbpfn'), '--entity and --time and --context and --target would be ignored'),
+    (dict(entity=None, time=None, context=None, target=None, load='none.rdbpfn', depth=0), '--depth would be ignored, since --load brings its own: leave it out'),
+    (dict(entity=None, time=None, context=None, target=None, load='none.rdbpfn'), "no file 'none.rdbpfn'"),
 ]
 
 @pytest.mark.parametrize('new, words', BAD, ids=[str(list(b[0])[0]) + str(i) for i, b in enumerate(BAD)])
-def test_bad_input_is_one_sentence_and_writes_nothing(shop, new, words):
-    (shop/'out.csv').unlink(missing_ok=True)
-    code, err, out = run('predict', *options(shop, **new))
+def test_bad_input_is_one_sentence_and_writes_nothing(shop, tmp_path, monkeypatch, new, words):
+    monkeypatch.chdir(tmp_path)
+    code, err, out = run('predict', *options(shop, **dict(out='out.csv', save='m.rdbpfn') | new))
     assert code == 2 and len(err) == 1 and err[0].startswith('rdbpfn: ') and words in err[0] and 'secret' not in err[0], (code, err)
-    assert not (shop/'out.csv').exists() and not list(shop.glob('.*tmp'))
+    assert not out and not list(tmp_path.iterdir())
+
+
+def test_bad_questions_and_files_are_told_before_the_work(shop, tmp_path, monkeypatch):
+    "Nothing is read if the results cannot be written, and nothing is computed if a question cannot be answered"
+    def never(*a, **k): raise AssertionError('too late')
+    monkeypatch.setattr('rdbpfn.relational.features_as_of', never)
+    for new, words in ((dict(query=SQL.replace('id,', "'x' as id,")), "not in table"), (dict(device='gpu'), 'not a device'), (dict(context_policy='best'), 'choose from')):
+        code, err, _ = run('predict', *options(shop, **dict(out=tmp_path/'out.csv') | new))
+        assert code == 2 and words in err[-1], err
+    monkeypatch.setattr('rdbpfn.database.Database.open', never)
+    for command, new in (('predict', dict(save='no/m.rdbpfn')), ('predict', dict(out='no/x.csv')), ('explain', dict(plot='no/x.png')), ('explain', dict(plot=tmp_path/'x.bmp')), ('explain', dict(out='x.txt')),
+                         ('features', dict(describe='no/x.csv')), ('features', dict(out='no/x.csv'))):
+        shared = options(shop, **dict(out=tmp_path/'out.csv') | new | (dict(context=None, target=None) if command == 'features' else {}))
+        code, err, _ = run(command, *shared)
+        assert code == 2 and len(err) == 1 and 'Cannot write' in err[0], (command, new, err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_takes_only_relational_estimators(shop, tmp_path):
+    x = pd.DataFrame(dict(a=np.arange(20.), b=np.arange(20.)[::-1]))
+    RDBPFNClassifier(n_estimators=1).fit(x, np.arange(20) % 2).save(tmp_path/'flat.rdbpfn')
+    db = open_database(f'sqlite:///{shop}/shop.db')
+    known = read(shop/'known.csv')
+    RelationalClassifier(db, 'customers', 'id', 'when', n_estimators=1).fit(known, known.label).save(tmp_path/'homeless.rdbpfn')
+    for file, words in ((tmp_path/'flat.rdbpfn', 'holds a RDBPFNClassifier'), (shop/'known.csv', 'no saved estimator'), (tmp_path/'homeless.rdbpfn', 'name it with --db')):
+        code, err, _ = run('predict', '--load', file, '--query', SQL, '--out', tmp_path/'out.csv')
+        assert code == 2 and len(err) == 1 and words in err[0] and not (tmp_path/'out.csv').exists(), err
+
+
+def test_explain_and_features_refuse_in_a_sentence(shop, tmp_path):
+    for command, arguments, words in (('explain', options(shop, by='foot', out=tmp_path/'x.csv'), "not by 'foot'"), ('features', ['--query', SQL, '--out', tmp_path/'x.csv'], '--db and --entity must be given.'),
+                                      ('features', options(shop, context=None, target=None, depth=0, mask='age,active', out=tmp_path/'x.csv'), 'offers no features')):
+        code, err, _ = run(command, *arguments)
+        assert code == 2 and len(err) == 1 and words in err[0] and not list(tmp_path.iterdir()), err
 
 
 @pytest.mark.parametrize('edit, words', [
-    (lambda f: f.assign(label=1), 'class'), (lambda f: f[:0], 'no context'), (lambda f: f.assign(id='x'), "not in table 'customers'"),
+    (lambda f: f.assign(label=1), 'class'), (lambda f: f[:0], 'no rows'), (lambda f: f.assign(id='x'), "not in table 'customers'"),
     (lambda f: f.assign(when=5), 'holds numbers'), (lambda f: f.assign(when='soon'), 'ISO 8601'), (lambda f: f.assign(label=[None]*3 + [1]*27), '3 rows without a label')])
 def test_bad_contexts(shop, tmp_path, edit, words):
     edit(pd.read_csv(shop/'known.csv', dtype={'id': str})).to_csv(tmp_path/'bad.csv', index=False)
@@ -110,6 +301,9 @@ def test_info_names_version_and_weights():
     assert code == 0 and 'rdbpfn 0.' in out and 'parameters' in out
 
 
-def test_help_lists_the_commands():
-    done = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', '--help'], capture_output=True, text=True, env=os.environ | dict(COLUMNS='100'))
-    assert all(c in done.stdout for c in ('demo', 'predict', 'pretrain', 'info', 'sample', 'schemas', 'evaluate', 'report', 'bench'))
+def test_help_lists_commands_and_policies():
+    env = os.environ | dict(COLUMNS='200', NO_COLOR='1')
+    done = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', '--help'], capture_output=True, text=True, env=env)
+    assert all(c in done.stdout for c in ('demo', 'predict', 'features', 'explain', 'pretrain', 'info', 'sample', 'schemas', 'evaluate', 'report', 'bench'))
+    said = CliRunner().invoke(app, ['predict', '--help'], env=dict(COLUMNS='200', NO_COLOR='1')).output
+    assert all(p in said for p in POLICIES) and all(f'--{o}' in said for o in ('save', 'load', 'label-delay', 'context-policy', 'estimators', 'regression', 'device'))
