@@ -113,7 +113,18 @@ def test_averaged_weights_are_those_of_the_optimiser_in_evaluation_mode():
     for s in range(5): train_step(model, optimizer, SMALL, s, [micro_batch(SMALL, s)])
     ours = averaged(model, optimizer)
     optimizer.eval()
-    assert max(float((a - b).abs().max()) for a, b in zip(ours.parameters(), model.parameters())) < 1e-6
+    assert max(float((a - b).detach().abs().max()) for a, b in zip(ours.parameters(), model.parameters())) < 1e-6
+
+
+def test_muon_stops_and_goes_on_to_the_bit(tmp_path):
+    config = replace(SMALL, optimizer='muon', steps=6)
+    pretrain(config, tmp_path/'whole', progress_bar=False)
+    for steps in (3, 6): pretrain(replace(config, steps=steps), tmp_path/'halves', resume=steps > 3, progress_bar=False)
+    assert all((tmp_path/'whole'/f).read_bytes() == (tmp_path/'halves'/f).read_bytes() for f in ('rdbpfn.safetensors',))
+    model, optimizer, _, _ = load_checkpoint(tmp_path/'halves'/'checkpoint.safetensors', torch.device('cpu'))
+    assert all(torch.equal(a, optimizer.state[p]['mean']) for a, p in zip(averaged(model, optimizer).parameters(), model.parameters()))
+    assert optimizer.param_groups[0]['step'] == 6
+    with pytest.raises(InputError, match='schedule-free, muon'): replace(SMALL, optimizer='sgd')
 
 
 def test_every_micro_batch_brings_new_tables():
