@@ -75,7 +75,7 @@ def pick_dtype(
     if name not in ('float32', 'bfloat16'): raise InputError(f"dtype must be 'float32' or 'bfloat16', got {name!r}.")
     return getattr(torch, name)
 
-# %% ../nbs/17_classifier.ipynb #0b37cd8e
+# %% ../nbs/17_classifier.ipynb #bb3766f2
 class InContext(BaseEstimator):
     "An estimator that reads its training rows and answers in context; the ground of classifier and regressor [5.2]"
     def __init__(
@@ -85,7 +85,7 @@ class InContext(BaseEstimator):
         context='stratified', # which rows are read if there are more than fit, see `draw_contexts`
         n_context=1024, # rows that each estimator reads, at most
         n_columns=36, # columns that each estimator reads, at most
-        columns='top', # which: 'top', 'novel' or 'drawn', see `choose_members`
+        columns='novel', # which: 'top', 'novel' or 'drawn', see `choose_members`
         views=('raw', 'squashed'), # how columns are shown, in turn, see `View`
         device=None, # see `pick_device`
         dtype='float32', # to compute in; 'bfloat16' halves the memory

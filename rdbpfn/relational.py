@@ -25,7 +25,7 @@ from .storage import pack_frame, read_parts, unpack_frame, write_parts
 from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
-# %% ../nbs/18_relational.ipynb #84691596
+# %% ../nbs/18_relational.ipynb #4ab33589
 class Relational(BaseEstimator):
     "What the relational estimators share: a database, a task, features, contexts [4, 5.4]"
     def __init__(self,
@@ -36,7 +36,7 @@ class Relational(BaseEstimator):
         mask=(), # columns of the entity's own row that must not be seen, since they are known only later
         target=None, # (table, column) that the label comes from, kept out of all features
         max_depth=2, # hops from the entity that features may take
-        features='paper', # 'paper', 'recent', 'full', or {kind of column: aggregations}
+        features='full', # 'paper', 'recent', 'full', or {kind of column: aggregations}
         label_delay=None, # how long after its cutoff a label is known, such as '7D': the entity's past labels become features; None: they do not
         regime='seed', # 'seed'; 'frozen': nothing after the latest labelled cutoff; or such a moment
         n_estimators=2, # answers that are averaged; 1 is the paper's single pass
