@@ -25,7 +25,7 @@ from .muon import Muon
 from .stream import StreamConfig, in_order, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
-# %% ../nbs/16_train.ipynb #4bc58312
+# %% ../nbs/16_train.ipynb #f6a6d596
 OPTIMIZERS = ('schedule-free', 'muon')
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TrainConfig:
     warmup: int = 200 # steps of linear warm-up
     clip: float = 1. # largest gradient norm
     steps: int = 1_000_000 # at most
+    decay: int = 0 # the last so many of them, over which the learning rate falls to 0
     bf16: bool = True # compute in bfloat16, keep weights in float32
     relational: float = 0. # share of micro-batches that come from databases: 0 in stage 1
     seed: int = 0 # of the initial weights and of the streams
@@ -49,17 +50,18 @@ class TrainConfig:
     prior: TabularConfig = TabularConfig() # single tables
     stream: StreamConfig = StreamConfig() # databases and tasks
     def __post_init__(self):
-        for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, seed=0).items(): check_range(self, f, low)
+        for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, decay=0, seed=0).items(): check_range(self, f, low)
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #3ce4949c
+# %% ../nbs/16_train.ipynb #11d8f74e
 CLEAN = TabularConfig(n_layers=(1, 3), noise=(.001, .05), spare=1.2, tree_share=.5, category_share=.3, missing_share=.1, irrelevant_share=.1)
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
     'cpu': TrainConfig(),
     'cpu-relational': TrainConfig(rows=(128, 1100), cols=(3, 40), micro=4, ramp=1, optimizer='muon', lr=6e-4, relational=.5, seed=1, prior=CLEAN),
+    'cpu-cooldown': TrainConfig(rows=(128, 1100), cols=(3, 40), micro=4, ramp=1, optimizer='muon', lr=6e-4, steps=900, decay=800, relational=.5, seed=2, prior=CLEAN),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
     'gpu-relational': TrainConfig(rows=(64, 1400), cols=(3, 60), tokens=65_536, micro=8, ramp=1, optimizer='muon', lr=1e-3, relational=.6, seed=1, prior=CLEAN),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False),
@@ -207,7 +209,7 @@ def auc(
     pairs = y[:, :, None]*(1 - y[:, None])
     return (right*pairs).sum((1, 2))/pairs.sum((1, 2))
 
-# %% ../nbs/16_train.ipynb #baa6034c
+# %% ../nbs/16_train.ipynb #def7232b
 def train_step(
     model: RDBPFN, # network
     optimizer, # its optimiser
@@ -231,6 +233,7 @@ def train_step(
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
     if not (math.isfinite(total) and math.isfinite(norm)):
         raise InputError(f'The loss is {total} and the gradient norm {norm} at step {step} (seed {config.seed}): the run stops and its last checkpoint stays as it was. Try a lower lr.')
+    if config.decay: optimizer.param_groups[0]['lr'] = config.lr*min(1., (config.steps - step)/config.decay)
     optimizer.step(); optimizer.zero_grad()
     return total, norm, stop
 

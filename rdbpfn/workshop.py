@@ -73,10 +73,10 @@ def relaunch(
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
 
-# %% ../nbs/22b_workshop.ipynb #92770d0d
+# %% ../nbs/22b_workshop.ipynb #d07e6a34
 @workshop.command()
 def pretrain(
-    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
+    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
     out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')], # made if it is not there
     init: Annotated[Path|None, typer.Option(help='Folder of the run to begin with: stage 1, for a relational preset')] = None, # its weights, and its cost
     resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint

@@ -127,6 +127,15 @@ def test_muon_stops_and_goes_on_to_the_bit(tmp_path):
     with pytest.raises(InputError, match='schedule-free, muon'): replace(SMALL, optimizer='sgd')
 
 
+def test_the_learning_rate_falls_to_nothing_at_the_end(tmp_path):
+    config, rates = replace(SMALL, optimizer='muon', steps=6, decay=4), []
+    model, optimizer, _, _ = start(config, tmp_path, False, torch.device('cpu'))
+    for s in range(6):
+        train_step(model, optimizer, config, s, [micro_batch(config, s)])
+        rates.append(optimizer.param_groups[0]['lr']/config.lr)
+    assert np.allclose(rates, [1, 1, 1, .75, .5, .25])
+
+
 def test_every_micro_batch_brings_new_tables():
     model = start(SMALL, Path('/nonexistent'), False, torch.device('cpu'))[0]
     losses = [micro_loss(model, SMALL, micro_batch(SMALL, i), torch.device('cpu')).item() for i in range(4*SMALL.micro)]
