@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'QUERY', 'ENDINGS', 'PATIENCE', 'PARAMETERS', 'Asked', 'Answered', 'takes', 'read_rows', 'check_outputs',
            'write_table', 'stage', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of', 'fitted',
-           'check_span', 'loaded', 'ready', 'feature_table', 'description', 'used_by']
+           'check_span', 'loaded', 'ready', 'feature_table', 'description']
 
 # %% ../nbs/22c_ask.ipynb #991b6e7c
 import inspect, os, re, threading, warnings
@@ -254,7 +254,7 @@ def feature_table(
     with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs)
     return plan, pd.concat([rows.reset_index(drop=True), frame], axis=1)
 
-# %% ../nbs/22c_ask.ipynb #270b4f2a
+# %% ../nbs/22c_ask.ipynb #a3f98490
 def description(
     plan: 'Plan', # of features
     timed: bool # are there cutoffs?
@@ -263,10 +263,3 @@ def description(
     from rdbpfn import dfs_sql                                                # it gives `Plan` its method `sql`
     from rdbpfn.questions import path_of
     with stage(f'Describing {len(plan):,} features'): return plan.describe().assign(path=[path_of(f) for f in plan], sql=[plan.sql(n, timed=timed) for n in plan.names])
-
-def used_by(
-    plan: 'Plan' # of features
-) -> dict: # tables, paths, features
-    "How far features reach, as the estimators count it in `used_` [issue 6, item 5]"
-    from rdbpfn.questions import path_of
-    return dict(tables=len({plan.entity_table, *(h.target for f in plan for h in f.path)}), paths=len({path_of(f) for f in plan}), features=len(plan))

@@ -6,13 +6,13 @@
 __all__ = ['app', 'summary', 'answers', 'predict', 'long_table', 'draw_effects', 'explain', 'features', 'draw_results', 'demo',
            'info']
 
-# %% ../nbs/23_cli.ipynb #8101a1b8
+# %% ../nbs/23_cli.ipynb #4c1a8846
 import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .core import atomic_path
-from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, used_by, write_table
+from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, write_table
 from .workshop import Sentences, show, workshop
 
 # %% ../nbs/23_cli.ipynb #19264250
@@ -103,7 +103,7 @@ def explain(
         for name, effect in effects.abs().mean().nlargest(5).items(): typer.echo(f'  {kind:8} {effect:8.3g}  {name}')
     summary(rows, model.used_, begin, effects=ask.out, plot=plot)
 
-# %% ../nbs/23_cli.ipynb #56157f53
+# %% ../nbs/23_cli.ipynb #aac97da4
 @app.command()
 @takes(Asked)
 def features(
@@ -111,6 +111,7 @@ def features(
     describe: Annotated[Optional[Path], typer.Option(help='Where to write what each feature is: name, sentence, path and SQL (.csv or .parquet)')] = None, # one row a feature
 ) -> None:
     "Write the features of the query rows, each as of its cutoff; no labels are needed."
+    from rdbpfn.questions import used_by
     begin = time.time()
     check_outputs(out=ask.out, describe=describe)
     plan, table = feature_table(ask)

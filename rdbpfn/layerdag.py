@@ -284,7 +284,7 @@ def load_layerdag(
     return network.eval()
 
 @lru_cache(1)
-def default_layerdag() -> LayerDAG: # trained on 175 real schemas
+def default_layerdag() -> LayerDAG: # trained on 173 real schemas
     "The network of the package [design 4, Weights]"
     return load_layerdag(files('rdbpfn')/'weights'/'layerdag.safetensors')
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relational', 'RelationalClassifier', 'RelationalRegressor']
 
-# %% ../nbs/18_relational.ipynb #01d934f6
+# %% ../nbs/18_relational.ipynb #abfa978f
 import copy, os, re
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -22,7 +22,7 @@ from .history import with_history
 from .explain import Explanation
 from .regression import thresholds_of
 from .storage import pack_frame, read_parts, unpack_frame, write_parts
-from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options
+from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options, used_by
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
 # %% ../nbs/18_relational.ipynb #4ab33589
@@ -100,7 +100,7 @@ def _plan(self: Relational, db, cutoffs):
     if not len(self.plan_): raise InputError(f'Table {self.entity_table!r} offers no features: no column but keys, and no related table within {self.max_depth} hops.')
     self.db_ = freeze(db, self.entity_table, self.frozen_at_)
 
-# %% ../nbs/18_relational.ipynb #cf2d710e
+# %% ../nbs/18_relational.ipynb #f0caaf3d
 @patch
 def fit(
     self: Relational,
@@ -128,8 +128,7 @@ def _know(self: Relational):
     "Which features are read: the others need not be computed for queries"
     read = [self.plan_.names[j] for j in self.classifier_.encoder_.plan] if isinstance(self.classifier_, InContext) else self.plan_.names
     self.read_plan_ = self.plan_.select(read if getattr(self.classifier_, 'ensemble_', True) is not None else [])
-    self.used_ = dict(tables=len({self.entity_table, *(h.target for f in self.plan_ for h in f.path)}), paths=len({path_of(f) for f in self.plan_}), features=len(self.plan_),
-                      features_read=len(self.read_plan_), questions_read=self.n_context_, regime='seed' if self.frozen_at_ is None else f'frozen at {pd.Timestamp(self.frozen_at_)}')
+    self.used_ = used_by(self.plan_) | dict(features_read=len(self.read_plan_), questions_read=self.n_context_, regime='seed' if self.frozen_at_ is None else f'frozen at {pd.Timestamp(self.frozen_at_)}')
     return self
 
 # %% ../nbs/18_relational.ipynb #44a41fad
