@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'QUERY', 'ENDINGS', 'PATIENCE', 'PARAMETERS', 'Asked', 'Answered', 'takes', 'read_rows', 'check_outputs',
-           'write_table', 'stage', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of', 'fitted',
-           'check_span', 'loaded', 'ready', 'feature_table', 'description']
+           'write_table', 'stage', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of', 'fitted', 'loaded',
+           'ready', 'feature_table', 'description']
 
 # %% ../nbs/22c_ask.ipynb #991b6e7c
 import inspect, os, re, threading, warnings
@@ -182,17 +182,18 @@ def keys_of(
     "The columns that make a row a question [4]"
     return tuple(c for c in (model.entity_col, model.time_col) if c is not None)
 
-# %% ../nbs/22c_ask.ipynb #888dcdf9
+# %% ../nbs/22c_ask.ipynb #7d90447a
 def fitted(
     ask: Answered # options without `load`
 ) -> tuple: # estimator, rows to answer
     "Read the labelled rows [5.4]"
     import pandas as pd
     from rdbpfn.core import pick_device
+    from rdbpfn.history import as_span
     from rdbpfn.questions import questions
     needs(ask, 'db', 'entity', 'context', 'target')
     pick_device(ask.device)
-    if ask.label_delay is not None: check_span(ask.label_delay)
+    if ask.label_delay is not None: as_span(ask.label_delay, '--label-delay')
     database, table, column = open_asked(ask)
     model = estimator(ask, database, table, column)
     known = read_rows(ask.context, (*keys_of(model), ask.target), 'context', database, table)
@@ -203,14 +204,6 @@ def fitted(
     questions(database, rows, table, column, ask.time)
     with stage(f'Reading {len(known):,} labelled rows'): model.fit(known, label)
     return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
-
-def check_span(
-    text: str # such as '7D'
-) -> None: # raises InputError
-    "Refuse a time span without a unit: pandas takes a bare 7 for nanoseconds [contract: bad input]"
-    import pandas as pd
-    try: pd.Timedelta('no unit' if re.fullmatch(r'[\d.\s]*', text) else text)
-    except ValueError: raise InputError(f"--label-delay must be a number and a unit, such as 7D or 12h, got '{text}'.") from None
 
 # %% ../nbs/22c_ask.ipynb #dae3133c
 def loaded(

@@ -6,7 +6,7 @@
 __all__ = ['CLIP', 'N_BINS', 'SHOTS', 'MAX_QUERY', 'calibration_error', 'score', 'draw_support', 'task_features', 'as_binary',
            'FewShot', 'SingleTable', 'run_cell', 'in_processes', 'evaluate', 'protocols', 'run_suite', 'side_by_side']
 
-# %% ../nbs/21_evaluate.ipynb #a89b10d1
+# %% ../nbs/21_evaluate.ipynb #ed6e7e31
 import multiprocessing, os, signal, time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .examples import Task
 from .questions import REGIMES, aggregations, features_as_of, freeze, task_options
 from .baselines import make_model, name_models
 from .benchmarks import OneTable, load_suite, size_note
-from .records import append_record, key_of, read_records, weights_id
+from .records import VOID, append_record, key_of, read_records, weights_id
 
 # %% ../nbs/21_evaluate.ipynb #53b78e55
 CLIP = 1e-6 # no probability counts as more certain than this
@@ -170,7 +170,7 @@ class SingleTable:
         at, (X, y) = draw_support(self.name, len(self.frame), n_shots + self.about['n_query'], draw), self.data
         return X.iloc[at[:n_shots]], y[at[:n_shots]], X.iloc[at[n_shots:]], y[at[n_shots:]]
 
-# %% ../nbs/21_evaluate.ipynb #09fc23bb
+# %% ../nbs/21_evaluate.ipynb #bddb3168
 def run_cell(
     protocol, # `FewShot` or `SingleTable`
     model: str, # as `make_model` takes it
@@ -180,7 +180,7 @@ def run_cell(
     "Fit one model on one draw and score its answers, or tell what went wrong [A.3]"
     try:
         X, y, Xq, yq = protocol.cell(n_shots, draw)
-        if y.min() == y.max(): return dict(error=f'one class: all {n_shots} labels of this draw are {y[0]}')
+        if y.min() == y.max(): return dict(error=f'{VOID}: all {n_shots} labels of this draw are {y[0]}')
         estimator = make_model(model, seed=draw)
         start, cpu = time.perf_counter(), time.process_time()
         with warnings.catch_warnings():

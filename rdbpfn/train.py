@@ -54,15 +54,15 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #1c4f50af
+# %% ../nbs/16_train.ipynb #f76757fa
 CLEAN = TabularConfig(noise=(.001, .05), spare=1.2, tree_share=.5, category_share=.3, missing_share=.1, irrelevant_share=.1)
-STAGE_2 = TrainConfig(rows=(128, 1100), cols=(3, 40), micro=4, ramp=1, optimizer='muon', lr=6e-4, relational=.5, seed=1, prior=CLEAN)
+STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 32), ramp=1, optimizer='muon', lr=8e-4, relational=.2, seed=3, prior=CLEAN)
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
     'cpu': TrainConfig(),
     'cpu-relational': STAGE_2,
-    'cpu-cooldown': replace(STAGE_2, steps=900, decay=800, seed=2),
+    'cpu-cooldown': replace(STAGE_2, cols=(3, 36), prior=TabularConfig(noise=(.005, 1.5)), relational=.4, lr=4e-4, steps=2000, decay=2000, warmup=50, seed=5),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
     'gpu-relational': replace(STAGE_2, rows=(64, 1400), cols=(3, 60), tokens=65_536, micro=8, lr=1e-3, relational=.6),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False),
