@@ -27,15 +27,16 @@ def time_scales(
     days = max(map(span, db.schema.names), default=0)
     return tuple(float(f'{days/k:.2g}') for k in (64, 16, 4)) if days > 1e-3 else ()
 
-# %% ../nbs/11c_history.ipynb #4055a79b
+# %% ../nbs/11c_history.ipynb #bcc21002
 def as_span(
     delay, # anything that `pd.Timedelta` understands, with its unit; 0 or more
     name: str = 'delay' # for the error
 ) -> pd.Timedelta: # the length of time
     "A length of time, 0 or with a unit: pandas would take a bare 7 for nanoseconds, and so leak nearly a week [contract: bad input]"
-    bare = re.fullmatch(r'\s*[+-]?[\d.]+\s*', str(delay))
+    bare = re.fullmatch(r'\s*[+-]?[\d.]+(e[+-]?\d+)?\s*', str(delay))
     try: span = pd.Timedelta('no unit' if bare and float(delay) else delay)
-    except ValueError: raise InputError(f"{name} must be a number and a unit, such as '7D' or '12h', got {delay!r}.") from None
+    except ValueError: span = pd.NaT
+    if span is pd.NaT: raise InputError(f"{name} must be a number and a unit, such as '7D' or '12h', got {delay!r}.")
     if not span >= pd.Timedelta(0): raise InputError(f'{name} must be 0 or more, got {span}: a label is never known before its own cutoff.')
     return span
 

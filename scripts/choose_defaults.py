@@ -5,15 +5,15 @@
 For each task, number of shots and draw of labelled rows, every member is asked once, and ensembles are averages of their log-odds.
 One record a variant; what the file has already (same weights, same number of queries) is not run again.
 """
-import argparse, hashlib, json, time, zlib
+import argparse, json, time, zlib
 from pathlib import Path
 import numpy as np, torch
 from sklearn.metrics import log_loss, roc_auc_score
 from rdbpfn.classifier import RDBPFNClassifier
 from rdbpfn.ensemble import Ensemble, draw_contexts
 from rdbpfn.examples import Task, task_names
-from rdbpfn.model import default_weights
 from rdbpfn.questions import labelled, task_options
+from rdbpfn.records import weights_id
 from rdbpfn.relational import RelationalClassifier
 
 VIEWS = ('raw', 'squashed', 'ranks')
@@ -93,7 +93,7 @@ if __name__ == '__main__':
     parser.add_argument('--tasks', default='', help='names, separated by commas; none: all binary ones')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    about = dict(weights=hashlib.sha256(default_weights().read_bytes()).hexdigest()[:12], split='val', regime='seed', n_query_limit=args.queries, groups=args.groups)
+    about = dict(weights=weights_id('rdbpfn'), split='val', regime='seed', n_query_limit=args.queries, groups=args.groups)
     lines = [json.loads(l) for l in Path(args.out).read_text().splitlines()] if Path(args.out).is_file() else []
     done = {(r['task'], r['n_shots'], r['draw']) for r in lines if all(r[k] == v for k, v in about.items())}
     folders = [f for f in sorted(Path(args.data).iterdir()) if (f/'schema.json').exists()]

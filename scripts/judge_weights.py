@@ -4,17 +4,19 @@
 
 Single tables of three shapes from the default prior and from the clean one of stage 2, wide noisy ones with few labels, as real tasks often are, and databases of two shapes,
 all from streams that training never draws from.
-One record for each weights and set: mean loss and AUC, and the loss of every table. Takes about a minute for each weights on one core.
+One record for each weights and set: mean loss and AUC, the loss of every table, and the core-hours of weights that lie beside the checkpoint of their run.
+Takes about a minute for each weights on one core.
 """
-import argparse, hashlib, json
+import argparse, json
 from pathlib import Path
 import torch
 from torch.nn import functional as F
 from rdbpfn.core import atomic_path
 from rdbpfn.model import load_model
+from rdbpfn.records import weights_id
 from rdbpfn.stream import sample_batch as relational_batch
 from rdbpfn.tabular import TabularConfig, sample_batch as tabular_batch
-from rdbpfn.train import CLEAN, VALID_SEED, auc
+from rdbpfn.train import CLEAN, VALID_SEED, auc, load_checkpoint
 
 SHAPES = ((96, 160, 5, 100), (64, 400, 8, 250), (64, 600, 16, 450))                        # tables, rows, columns, context rows
 DATABASES = ((12, 300, 16, 150), (10, 700, 24, 450))                                       # batches of four, rows, columns, context rows
@@ -36,20 +38,26 @@ def judge(model, x, y, n):
     loss = F.cross_entropy(logits.flatten(0, 1), y[:, n:].flatten().long(), reduction='none').view(len(y), -1).mean(1)
     return loss, auc(logits[..., 1] - logits[..., 0], y[:, n:])
 
+def core_hours(file):
+    "What the weights of a run have cost, None for others"
+    checkpoint = file.with_name('checkpoint.safetensors')
+    return round(load_checkpoint(checkpoint, 'cpu')[3]['core_seconds']/3600, 2) if checkpoint.exists() else None
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('weights', nargs='+', help='name=file.safetensors, or name@core-hours=file.safetensors; differences are to the first')
+    parser.add_argument('weights', nargs='+', help='name=file.safetensors; differences are to the first')
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    files = {name: Path(file) for name, file in (w.split('=', 1) for w in args.weights)}
+    about = {name: dict(weights=name, hours=core_hours(file), digest=weights_id(str(file))) for name, file in files.items()}
+    models = {name: load_model(file, 'cpu').eval() for name, file in files.items()}
     records, first = [], {}
-    models = {name: Path(file) for name, file in (w.split('=', 1) for w in args.weights)}
     for name, x, y, n in sets():
-        for weights, file in models.items():
-            loss, area = judge(load_model(file, 'cpu').eval(), x, y, n)
+        for weights, model in models.items():
+            loss, area = judge(model, x, y, n)
             gap = loss - first.setdefault(name, loss)
-            name_only, _, hours = weights.partition('@')
-            records.append(dict(weights=name_only, hours=float(hours) if hours else None, digest=hashlib.sha256(file.read_bytes()).hexdigest()[:12], set=name, tables=len(loss), loss=round(loss.mean().item(), 5), auc=round(area.nanmean().item(), 5),
-                                gap=round(gap.mean().item(), 5), gap_error=round((gap.std()/len(gap)**.5).item(), 5), losses=[round(v, 4) for v in loss.tolist()]))
+            records.append(about[weights] | dict(set=name, tables=len(loss), loss=round(loss.mean().item(), 5), auc=round(area.nanmean().item(), 5), gap=round(gap.mean().item(), 5),
+                                                 gap_error=round((gap.std()/len(gap)**.5).item(), 5), losses=[round(v, 4) for v in loss.tolist()]))
             print({k: v for k, v in records[-1].items() if k != 'losses'}, flush=True)
     with atomic_path(args.out) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')

@@ -4,13 +4,13 @@
 
 Mean absolute error of the median (for LightGBM: of its prediction under an absolute loss), share of answers inside intervals of 80 %, seconds. Features 'paper', regime seed, all test rows.
 """
-import argparse, hashlib, json, time
+import argparse, json, time
 import lightgbm, numpy as np, torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from rdbpfn.evaluate import draw_support
 from rdbpfn.examples import Task
-from rdbpfn.model import default_weights
 from rdbpfn.questions import labelled
+from rdbpfn.records import weights_id
 from rdbpfn.relational import RelationalRegressor
 
 class Booster(RegressorMixin, BaseEstimator):
@@ -45,6 +45,6 @@ for draw in range(args.draws):
         low, middle, high = model.classifier_.predict_quantiles(frame).T
         record = dict(task='driver-position', model=name, draw=draw, n_shots=args.shots, features=args.features, regime='seed', split='test', n_query=len(yq), mae=float(np.abs(middle - yq).mean()),
                       covered=float(((low <= yq) & (yq <= high)).mean()), width=float((high - low).mean()), constant=float(np.abs(np.median(y.iloc[at]) - yq).mean()), seconds=round(time.time() - start, 1), predict_seconds=round(time.time() - begin, 1))
-        if name == 'rdbpfn': record['weights'] = hashlib.sha256(default_weights().read_bytes()).hexdigest()[:12]
+        if name == 'rdbpfn': record['weights'] = weights_id('rdbpfn')
         with open(args.out, 'a') as f: f.write(json.dumps(record) + '\n')
         print({k: record[k] for k in ('model', 'draw', 'mae', 'covered', 'width', 'constant', 'seconds')}, flush=True)
