@@ -8,6 +8,7 @@ import pytest, yaml
 from make_readme import readme
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from rdbpfn.records import weights_id
 
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted(root.glob('nbs/*.ipynb'))
@@ -204,3 +205,19 @@ def test_imports_are_required(path):
         for name in {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - {'rdbpfn'}:
             packages = {canonicalize_name(p) for p in installed.get(name, [name])}
             assert packages & wanted, f'{path.name} imports {name}: add it to the requirements in settings.ini'
+
+
+def test_records_and_card_are_of_the_shipped_weights():
+    shipped, records = weights_id('rdbpfn'), []
+    for path in sorted(root.glob('nbs/results/*.jsonl')):
+        some = [r | dict(file=path.name) for r in map(json.loads, path.read_text().splitlines())]
+        records += [r for r in some if r.get('weights') and r.get('model', 'rdbpfn').startswith('rdbpfn') and 'digest' not in r]
+    assert {r['file'] for r in records} >= {'dev.jsonl', 'relf1.jsonl', 'regression.jsonl'}
+    assert {(r['file'], r['weights']) for r in records if r['weights'] != shipped} == set()
+    judged = [json.loads(line) for line in (root/'nbs/results/stages.jsonl').read_text().splitlines()]
+    ours = [r for r in judged if r['hours']]
+    assert ours[-1]['digest'] == shipped and all(r['hours'] <= ours[-1]['hours'] for r in ours)
+    runs = json.loads((root/'nbs/results/pretrain_config.json').read_text())
+    card = (root/'rdbpfn/weights/README.md').read_text(encoding='utf-8')
+    assert f"{runs[-1]['progress']['tables']:,} synthetic tables" in card and f"{runs[-1]['progress']['core_seconds']/3600:.2f} core-hours" in card
+    assert runs[0]['config']['relational'] == 0 and all(a['progress']['tables'] < b['progress']['tables'] for a, b in zip(runs, runs[1:]))
