@@ -130,7 +130,7 @@ def test_a_saved_estimator_answers_without_its_rows(shop, saved, tmp_path):
 
 
 def test_a_password_is_not_saved(shop, tmp_path):
-    for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('sqlite:///shop.db', True), ('a@b.db', True)):
+    for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('databricks://h?access_token=secret', False), ('md:x?motherduck_token=secret', False), ('mssql+pyodbc:///?odbc_connect=PWD%3Dsecret', False), ('duckdb:///shop.db', True), ('sqlite:///shop.db', True), ('a@b.db', True)):
         about, _ = read_parts(fitted(shop).set_params(database=url).save(tmp_path/'m.rdbpfn'), ('RelationalClassifier',))
         assert (about['relational']['database'] == url) == kept and b'secret' not in (tmp_path/'m.rdbpfn').read_bytes()
 

@@ -1,4 +1,5 @@
 """The relational estimator: one answer whatever the form of the database, nothing from the future, and scikit-learn's habits."""
+import sqlite3
 import numpy as np, pandas as pd, pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -229,6 +230,43 @@ def test_a_database_that_changes(tiny):
     assert np.array_equal(other.predict_proba(X), before) and other.predict_proba(pd.DataFrame({'key': ['new'], 'when': ['2024-03-01']})).shape == (1, 2)
     assert m.database is not grown, 'the first estimator stays where it was'
     with pytest.raises(InputError, match='has changed: .*group'): m.on(Database.from_frames(frames | dict(order=frames['order'].drop(columns='group')), **keys))
+
+
+def file_of(frames, path):
+    "Customers and their orders as a SQLite file"
+    with sqlite3.connect(path) as con:
+        con.execute('create table customers(key text primary key, "select" real)')
+        con.execute('create table "order"(id integer primary key, who text references customers(key), day timestamp, "group" real)')
+        for n, f in frames.items(): f.to_sql(n, con, if_exists='append', index=False)
+    return path
+
+
+@pytest.mark.parametrize('change, told', [
+    (lambda con: con.execute("""update "order" set "group" = 'n/a' where id = 1"""), 'order.group'),
+    (lambda con: con.execute('update "order" set "group" = "group" > 0'), None),                      # numbers that happen to be 0 and 1 are numbers still
+    (lambda con: con.execute('alter table "order" add column shipped timestamp'), None),            # the time is the one that it was
+    (lambda con: con.execute('alter table "order" rename column day to moment'), "'day'")])
+def test_what_a_column_means_is_kept_or_told(tiny, tmp_path, change, told):
+    "A number that becomes a category, a time that goes or gets a rival: the same features, or a sentence"
+    X, y = tiny_questions(tiny)
+    db = file_of({n: tiny.table_dict[n] for n in ('customers', 'order')}, tmp_path/'shop.db')
+    m = RelationalClassifier(str(db), 'customers', time_col='when', features='paper', n_estimators=1).fit(X, y)
+    m.save(tmp_path/'m.rdbpfn')
+    counts = m.feature_frame(X)['COUNT(order)']
+    with sqlite3.connect(db) as con: change(con)
+    for again in (lambda: m.on(str(db)), lambda: RelationalClassifier.load(tmp_path/'m.rdbpfn')):
+        if told:
+            with pytest.raises(InputError, match=told): again()
+        else: assert again().feature_frame(X)['COUNT(order)'].equals(counts)
+
+
+def test_a_database_in_memory_that_means_something_else_is_refused(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', features='paper', n_estimators=1).fit(X, y)
+    keys = dict(pkey_col=dict(customers='key', order='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}, empty={'who': 'customers'}))
+    with pytest.raises(InputError, match="'order' had its time in column 'day' and has none now"): m.on(Database.from_frames(tiny.table_dict, **keys))
+    with pytest.raises(InputError, match="column 'select' of table 'customers' was of kind number and is of kind category now"):
+        m.on(Database.from_frames(tiny.table_dict, **keys, time_col=dict(order='day'), kinds=dict(customers={'select': 'category'})))
 
 
 # ---- bad input that is none, or is told
