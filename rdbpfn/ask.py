@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'QUERY', 'ENDINGS', 'PATIENCE', 'PARAMETERS', 'Asked', 'Answered', 'takes', 'read_rows', 'check_outputs',
-           'write_table', 'stage', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of', 'fitted', 'loaded',
-           'ready', 'feature_table', 'description']
+           'write_table', 'stage', 'times_told', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of',
+           'fitted', 'tables_of', 'loaded', 'ready', 'feature_table', 'description']
 
 # %% ../nbs/22c_ask.ipynb #991b6e7c
 import inspect, os, re, threading, warnings
@@ -18,7 +18,7 @@ import typer
 from typer import Option
 from .core import InputError, atomic_path
 
-# %% ../nbs/22c_ask.ipynb #03814f58
+# %% ../nbs/22c_ask.ipynb #a4b54c2e
 ROWS = 'a CSV, Parquet or .sql file, or a query that begins with SELECT, WITH or FROM'
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class Asked:
     entity: Annotated[Optional[str], Option(help='TABLE.COLUMN: the primary key that the rows name')] = None
     query: Annotated[str, Option(help=f'Rows to answer, with keys and cutoff times: {ROWS}')]
     time: Annotated[Optional[str], Option(help='Column with the cutoff times; none: the whole database is visible')] = None
+    times: Annotated[Optional[str], Option(help='When rows of the database came into being, such as orders.placed,visits.day,customers. (a dot alone: always visible), where it does not say')] = None
+    in_place: Annotated[bool, Option('--in-place', help='Leave the tables where they are and compute features by queries, for databases that do not fit into memory')] = False
+    cache: Annotated[Optional[Path], Option(help='Folder in which features are kept for the next time')] = None
     mask: Annotated[Optional[str], Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = None
     depth: Annotated[Optional[int], Option(help='Hops from the entity that features may take')] = None
     features: Annotated[Optional[str], Option(help='paper, recent or full: which aggregations')] = None
@@ -63,7 +66,7 @@ def takes(
         return command
     return decorate
 
-# %% ../nbs/22c_ask.ipynb #1951697a
+# %% ../nbs/22c_ask.ipynb #e8a69ba7
 QUERY = re.compile(r'\s*(select|with|from)\b(?![.\-/\\])', re.I) # and not the name of a file such as from.csv
 
 def read_rows(
@@ -83,11 +86,12 @@ def read_rows(
 def _read(source, columns, option, database, table):
     "What a source holds, and what to call it"
     import pandas as pd
+    from rdbpfn.in_place import holds_numbers
     from rdbpfn.questions import ask_sql
     path, asked, needs = Path(source), QUERY.match(source), f"the columns {', '.join(columns)}"
     if not (asked or os.path.isfile(source)): raise InputError(f"There is no file '{source}' for --{option}: name a CSV, Parquet or .sql file with {needs}, or write a query that begins with SELECT, WITH or FROM.")
     name = f'The result of --{option}' if asked else f"'{path}'"
-    as_it_stands = {} if pd.api.types.is_numeric_dtype(database.table_dict[table][columns[0]]) else {columns[0]: str}
+    as_it_stands = {} if holds_numbers(database, table, columns[0]) else {columns[0]: str}
     try:
         if asked or path.suffix == '.sql': return ask_sql(database, source if asked else path.read_text()), name
         return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, converters=as_it_stands), name
@@ -129,13 +133,27 @@ def stage(
     try: yield
     finally: speak.cancel()
 
-# %% ../nbs/22c_ask.ipynb #6566500d
+# %% ../nbs/22c_ask.ipynb #f5f8147c
+def times_told(
+    text: str|None # such as 'orders.placed,customers.'
+) -> dict: # {table: column, or None for always visible}
+    "What --times says [design 4, Time]"
+    out = {}
+    for said in (text.split(',') if text else ()):
+        table, dot, column = said.strip().partition('.')
+        if not (table and dot): raise InputError(f"--times must read TABLE.COLUMN, or TABLE. for a table that is visible at all times, separated by commas, got '{text}'.")
+        if table in out: raise InputError(f"--times speaks of table '{table}' twice: a table has one time, or none.")
+        out[table] = column or None
+    return out
+
 def open_database(
-    where: str # folder, file or URL
-) -> 'Database': # read
+    where: str, # folder, file or URL
+    times: dict|None = None, # {table: column or None}, where the database does not say it
+    in_place: bool = False # read its schema only?
+) -> 'Database': # or `InPlace`
     "Read the database; what it warns of becomes a line [issue 2, item 2]"
-    from rdbpfn.database import Database
-    with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = Database.open(where)
+    from rdbpfn.in_place import Database, InPlace
+    with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = (InPlace if in_place else Database).open(where, time_col=times)
     for n in notes:
         if issubclass(n.category, UserWarning): typer.echo(f'note: {n.message}', err=True)
     return database
@@ -146,7 +164,7 @@ def open_asked(
     "The database and who is asked about [issue 6, item 5]"
     table, dot, column = ask.entity.partition('.')
     if not (table and dot and column): raise InputError(f"--entity must read TABLE.COLUMN, such as customers.customer_id, got '{ask.entity}'.")
-    database = open_database(ask.db)
+    database = open_database(ask.db, times_told(ask.times), ask.in_place)
     pkey = (entity := database.schema[table]).pkey
     if entity[column] and len(pkey) == 1 and pkey != (column,): raise InputError(f"--entity must name the primary key: that of table '{table}' is {pkey[0]!r}, not {column!r}.")
     return database, table, column
@@ -158,8 +176,8 @@ def needs(
     "Refuse to begin without an option [contract: bad input]"
     if missing := [f'--{n}' for n in names if getattr(ask, n) is None]: raise InputError(f"{' and '.join(missing)} must be given" + (', or --load with a fitted estimator.' if isinstance(ask, Answered) else '.'))
 
-# %% ../nbs/22c_ask.ipynb #949c425a
-PARAMETERS = dict(time='time_col', depth='max_depth', features='features', regime='regime', label_delay='label_delay', estimators='n_estimators',
+# %% ../nbs/22c_ask.ipynb #05015783
+PARAMETERS = dict(time='time_col', cache='cache', depth='max_depth', features='features', regime='regime', label_delay='label_delay', estimators='n_estimators',
                   context_policy='context', weights='model', device='device')
 
 def estimator(
@@ -205,7 +223,23 @@ def fitted(
     with stage(f'Reading {len(known):,} labelled rows'): model.fit(known, label)
     return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
 
-# %% ../nbs/22c_ask.ipynb #dae3133c
+# %% ../nbs/22c_ask.ipynb #599484a1
+def tables_of(
+    plan: 'Plan' # of features
+) -> list: # names, in the order of the schema
+    "The tables that features read [C.2.2]"
+    reached = {plan.entity_table, *(h.target for f in plan for h in f.path)}
+    return [t for t in plan.schema.names if t in reached]
+
+def _saved_times(r):
+    "{table: time} of the tables that a saved estimator reads in its database; past labels are not among them"
+    from rdbpfn.dfs import plan_features
+    from rdbpfn.history import history_table
+    from rdbpfn.schema import Schema
+    p = r['params']
+    plan = plan_features(Schema.from_dict(r['schema']), p['entity_table'], p['max_depth'], tuple(p['mask']), p['target'] and tuple(p['target']), aggs={k: tuple(v) for k, v in r['aggs'].items()})
+    return {t: plan.schema[t].time_col for t in tables_of(plan) if p['label_delay'] is None or t != history_table(p['entity_table'])}
+
 def loaded(
     ask: Answered # options with `load`
 ) -> tuple: # estimator, rows to answer
@@ -213,12 +247,12 @@ def loaded(
     from rdbpfn import relational
     from rdbpfn.storage import read_parts
     given = [f"--{f.name.replace('_', '-')}" for f in fields(ask) if not (getattr(ask, f.name) is None or getattr(ask, f.name) is False)]
-    if idle := [o for o in given if o not in ('--db', '--query', '--out', '--device', '--load')]:
+    if idle := [o for o in given if o not in ('--db', '--in-place', '--query', '--out', '--device', '--load')]:
         raise InputError(f"{' and '.join(idle)} would be ignored, since --load brings its own: leave {'them' if len(idle) > 1 else 'it'} out.")
     about, _ = read_parts(ask.load, ('RelationalClassifier', 'RelationalRegressor'))
     where = ask.db or about['relational']['database']
     if where is None: raise InputError(f"'{ask.load}' does not say where its database is: name it with --db.")
-    database = open_database(where)
+    database = open_database(where, _saved_times(about['relational']), ask.in_place)
     with stage('Loading the estimator'): model = getattr(relational, about['kind']).load(ask.load, database, ask.device)
     return model.set_params(database=where), read_rows(ask.query, keys_of(model), 'query', database, model.entity_table)
 
@@ -228,7 +262,7 @@ def ready(
     "Fit or load [issue 6, item 5]"
     return loaded(ask) if ask.load else fitted(ask)
 
-# %% ../nbs/22c_ask.ipynb #41fa5452
+# %% ../nbs/22c_ask.ipynb #2cda7b75
 def feature_table(
     ask: Asked # options
 ) -> tuple: # plan, table (m, keys and len(plan) features)
@@ -243,8 +277,9 @@ def feature_table(
     who, cutoffs = questions(database, rows, table, column, ask.time)
     plan = plan_features(database.schema, table, like.max_depth, like.mask, aggs=aggregations(like.features, database, cutoffs))
     if not len(plan): raise InputError(f"Table '{table}' offers no features within {like.max_depth} hops: go further with --depth.")
+    if cutoffs is not None: database.check_times(sorted({h.target for f in plan for h in f.path}))
     if twice := {*rows} & {*plan.names}: raise InputError(f'A feature and a column of --query are both called {min(twice)!r}: rename that of the query.')
-    with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs)
+    with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs, cache=like.cache)
     return plan, pd.concat([rows.reset_index(drop=True), frame], axis=1)
 
 # %% ../nbs/22c_ask.ipynb #a3f98490

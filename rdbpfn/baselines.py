@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['MODELS', 'IN_CONTEXT', 'encode', 'constant', 'logistic', 'ConstantPerEntity', 'constant_per_entity', 'random_forest',
            'NotInstalled', 'optional', 'xgboost', 'lightgbm', 'tabpfn', 'tabicl', 'AutoGluon', 'autogluon', 'mitra',
-           'split_passes', 'make_model', 'name_models']
+           'split_passes', 'make_model', 'in_processes', 'can_answer', 'name_models']
 
-# %% ../nbs/19_baselines.ipynb #0821f970
-import importlib, re, tempfile, warnings
+# %% ../nbs/19_baselines.ipynb #580b9d78
+import importlib, multiprocessing, re, signal, tempfile, warnings
+from collections import deque
+from multiprocessing import connection
 from pathlib import Path
 from types import ModuleType
+from typing import Callable, Iterator
 import numpy as np, pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.compose import make_column_selector, make_column_transformer
@@ -76,9 +79,9 @@ def random_forest(
     "500 trees, otherwise scikit-learn's defaults; missing values are split on, not filled [B.1]"
     return make_pipeline(encode(), RandomForestClassifier(500, random_state=seed, n_jobs=n_jobs))
 
-# %% ../nbs/19_baselines.ipynb #292a21af
+# %% ../nbs/19_baselines.ipynb #1d616805
 class NotInstalled(InputError):
-    "A model that cannot be run here, because its package is not there"
+    "A model that cannot be run here, because its package or its weights are not there"
 
 def optional(
     package: str, # what to import
@@ -199,10 +202,79 @@ def _theirs(name):
         if not hasattr(found, f): raise InputError(f"The model '{name}' has no {f}: an estimator needs fit and predict_proba.")
     return found()
 
-# %% ../nbs/19_baselines.ipynb #c8bc7034
+# %% ../nbs/19_baselines.ipynb #9c31b673
+def in_processes(
+    run: Callable, # (*cell) -> result
+    cells: list, # of tuples
+    processes: int = 1 # how many at a time; the cells run here where nothing can be forked (Windows, a GPU that is open already)
+) -> Iterator[tuple]: # pairs of cell and result, in the order in which they are done
+    "Run cells in forked processes; one that dies takes a single cell with it [issue 4, speed]"
+    if processes < 1: raise InputError(f'At least 1 process is needed to do anything, got {processes}.')
+    import torch
+    if 'fork' not in multiprocessing.get_all_start_methods() or torch.cuda.is_initialized():
+        yield from ((cell, run(*cell)) for cell in cells)
+        return
+    waiting, busy = deque(cells), {}
+    for _ in range(min(processes, len(cells))): _give(_hire(run), waiting, busy)
+    try:
+        while busy:
+            for conn in connection.wait(list(busy)):
+                worker, cell = busy.pop(conn)
+                try: result = conn.recv()
+                except EOFError:
+                    worker.join()
+                    result, worker = dict(error=f'killed: the process ended with status {worker.exitcode}' + ' (out of memory?)'*(worker.exitcode == -signal.SIGKILL)), None
+                if waiting or worker: _give((conn, worker) if worker else _hire(run), waiting, busy)
+                yield cell, result
+    finally:
+        for worker, _ in busy.values(): worker.kill()
+
+# %% ../nbs/19_baselines.ipynb #795ace88
+def _hire(run):
+    "A process at the other end of a pipe"
+    context = multiprocessing.get_context('fork')
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_serve, args=(run, ours, theirs), daemon=True)
+    worker.start()
+    theirs.close()
+    return ours, worker
+
+def _give(hired, waiting, busy):
+    "Send the next cell, or send the process home"
+    conn, worker = hired
+    if waiting: busy[conn] = worker, waiting.popleft()
+    conn.send(busy[conn][1] if conn in busy else None)
+
+def _serve(run, ours, theirs):
+    "What a process does: cells in, results out, until there is nothing to do or nobody to do it for"
+    import torch
+    ours.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    try:
+        while (cell := theirs.recv()) is not None: theirs.send(run(*cell))
+    except EOFError: pass
+
+# %% ../nbs/19_baselines.ipynb #4968437b
+def can_answer(
+    model: str # as `make_model` takes it
+) -> None: # raises NotInstalled if it cannot
+    "Try a model that needs weights from elsewhere on 20 rows, in a process of its own [contract: bad input]"
+    X, y = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 3)), columns=list('abc')), np.arange(20) % 2
+    def trial():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try: make_model(model).fit(X, y).predict_proba(X[:2])
+            except Exception as e: return dict(error=f'{type(e).__name__}: {e}'.splitlines()[0])
+        return {}
+    (_, result), = in_processes(trial, [()])
+    if 'error' in result: raise NotInstalled(f"It is installed but failed on a trial of 20 rows ({result['error']}): are its weights here?")
+
+# %% ../nbs/19_baselines.ipynb #493c572c
 def name_models(
-    specs # names as `make_model` takes them, or 'name=model'
-) -> dict: # {name in the records: model}, without those whose packages are not installed
+    specs, # names as `make_model` takes them, or 'name=model'
+    say: Callable = print # is told who is left out
+) -> dict: # {name in the records: model}, without those that cannot be run here
     "What models are called in the records, and which of them can be run here [A.3]"
     found = {}
     for spec in specs:
@@ -211,7 +283,10 @@ def name_models(
         short = f'{Path(base).stem}-{passes}' if passes else Path(base).stem
         name = name or (short if Path(base).is_file() else model)
         if name in found: raise InputError(f'Two models are called {name!r}: tell them apart with NAME=MODEL.')
-        try: make_model(model)
-        except NotInstalled as e: warnings.warn(f'{name} is left out. {e}')
+        try:
+            make_model(model)
+            if base in (*IN_CONTEXT, 'mitra'): can_answer(model)
+        except NotInstalled as e: say(f'{name} is left out. {e}')
         else: found[name] = model
+    if not found: raise InputError(f"None of the models {', '.join(specs)} can be run here: name one that can, such as rdbpfn.")
     return found

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RELATIONAL', 'SINGLE', 'SUITES', 'OneTable', 'read_table', 'openml_table', 'RelBenchTask', 'from_relbench',
-           'relbench_tasks', 'Entry', 'size_note', 'find_entries', 'relbench_entries', 'load_suite',
-           'write_predictions']
+           'relbench_tasks', 'relbench_known', 'Entry', 'size_note', 'find_entries', 'relbench_entries', 'load_suite',
+           'open_entries', 'submission_keys', 'write_predictions', 'submission_path']
 
-# %% ../nbs/20_benchmarks.ipynb #3ff77a0a
-import warnings
+# %% ../nbs/20_benchmarks.ipynb #80c4d3ac
+import re, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from io import StringIO
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 import numpy as np, pandas as pd
 from .core import InputError, atomic_path
 from .schema import no_such
@@ -157,6 +157,27 @@ def relbench_tasks(
     if data is not None: raise InputError('RelBench before version 3 cannot read databases from a folder: pip install -U relbench, or leave --data out.')
     return {n: partial(get_task, database, n, download=True) for n in get_task_names(database)}
 
+# %% ../nbs/20_benchmarks.ipynb #f67f68ff
+def relbench_known() -> dict: # 'database/task' -> type such as 'binary_classification', or None where only opening it tells
+    "Every task that the installed RelBench knows, without opening a database [issue 4, item 1]"
+    try: return dict(_hosted_tasks() if hasattr(_relbench(), 'load_dataset') else _registered_tasks())
+    except InputError: raise
+    except Exception as e: raise InputError(f"RelBench did not list its tasks ({type(e).__name__}): connect, or name a folder of its databases with --data.") from None
+
+def _registered_tasks():
+    from relbench.tasks import task_registry
+    for database, tasks in task_registry.items():
+        for name, (cls, _, options) in tasks.items():
+            kind = options.get('task_type', getattr(cls, 'task_type', None))
+            yield f'{database}/{name}', getattr(kind, 'value', kind)
+
+def _hosted_tasks():
+    from huggingface_hub import HfApi
+    from relbench import hf, manifest
+    files = sorted({f for repo in hf.RELBENCH_REPOS for f in HfApi().list_repo_files(repo, repo_type='dataset')})
+    for database, name in (m.groups() for f in files if (m := re.fullmatch('([^/]+)/tasks/([^/]+)/manifest.yaml', f))):
+        yield f'{database}/{name}', manifest.TaskManifest.load(hf.download_task_manifest(database, name)).task_type
+
 # %% ../nbs/20_benchmarks.ipynb #77511534
 @dataclass(frozen=True)
 class Entry:
@@ -187,19 +208,22 @@ def size_note(
     odd = [f'{k} {sizes[k]:,} instead of {n:,}' for k, n in published.items() if sizes[k] != n]
     return f"sizes differ from the published ones ({', '.join(odd)})" if odd else None
 
-# %% ../nbs/20_benchmarks.ipynb #0590d993
+# %% ../nbs/20_benchmarks.ipynb #67016a49
 def find_entries(
     path # folder
 ) -> list: # of `Entry`, sorted by name; relational tasks first
     "Every binary task and every single table in a folder and the folders in it [A.1, A.2]"
-    path = Path(path)
-    if not path.is_dir(): raise InputError(f"There is no folder '{path}': give one with databases (schema.json, db/, tasks/) or single tables (.parquet, .csv).")
+    path = _folder(path)
     tasks, tables, is_database = {}, {}, any((path/f).exists() for f in ('schema.json', 'manifest.yaml'))
     for folder in (path, *(() if is_database else sorted(p for p in path.iterdir() if p.is_dir()))):
         if (folder/'schema.json').exists(): tasks |= {f'{folder.name}/{n}': partial(Task.from_folder, folder, n) for n in task_names(folder) if _is_binary(folder, n)}
         elif (folder/'manifest.yaml').exists(): tasks |= {e.name: e.open for e in relbench_entries(folder.name, folder.parent)}
         else: tables |= {f'single/{f.stem}': partial(read_table, f) for f in sorted(folder.glob('*')) if f.suffix in ('.parquet', '.csv')}
     return [Entry(n, load) for found in (tasks, tables) for n, load in sorted(found.items())]
+
+def _folder(path):
+    if not Path(path).is_dir(): raise InputError(f"There is no folder '{path}': give one with databases (schema.json, db/, tasks/) or single tables (.parquet, .csv).")
+    return Path(path)
 
 def _is_binary(folder, name):
     task = Task.from_folder(folder, name)
@@ -214,15 +238,17 @@ def relbench_entries(
     good = {n: t for n, t in found.items() if getattr(t.task_type, 'value', t.task_type) == 'binary_classification' and hasattr(t, 'entity_col')}
     return [Entry(f'{database}/{n}', partial(from_relbench, t, f'{database}/{n}')) for n, t in good.items()]
 
-# %% ../nbs/20_benchmarks.ipynb #4597f71f
-SUITES = ('flights', 'dev', 'paper', 'paper-single', 'relbench')
+# %% ../nbs/20_benchmarks.ipynb #84a91cd5
+SUITES = ('flights', 'dev', 'paper', 'paper-single', 'relbench', 'relbench-all')
 
 def load_suite(
     name: str, # one of `SUITES`, or a database
     data=None # folder with databases and tables; None: the package, RelBench or OpenML
 ) -> list: # of `Entry`
     "The tasks of a suite, none of them loaded yet [A.1, A.2]"
+    data = None if data is None else _folder(data)
     if name == 'flights': return find_entries(DATA/'flights')
+    if name == 'relbench-all': return _every_relbench(data)
     if name == 'paper-single': return [Entry(f'single/{t}', partial(_local_or_openml, t, data)) for t in SINGLE.index]
     if name in ('paper', 'relbench'): return [Entry(t, partial(_local_or_relbench, t, data)) for t in RELATIONAL.index if name == 'paper' or t.startswith('rel-')]
     if data is not None:
@@ -233,29 +259,66 @@ def load_suite(
     if name.startswith(('rel-', 'dbinfer-')): return relbench_entries(name)
     raise InputError("The suite 'dev' is a folder: name it with --data.") if name == 'dev' else no_such('suite', name, 'the registry', SUITES)
 
-# %% ../nbs/20_benchmarks.ipynb #91c11482
+# %% ../nbs/20_benchmarks.ipynb #c6fd6a4b
 def _local_or_openml(name, data):
-    files = [Path(data)/f'{name}{ending}' for ending in ('.parquet', '.csv')] if data is not None else []
-    return read_table(next(iter(here))) if (here := [f for f in files if f.exists()]) else openml_table(name)
+    here = [] if data is None else [f for where in (data, *sorted(data.iterdir())) for f in (where/f'{name}.parquet', where/f'{name}.csv') if f.is_file()]
+    return read_table(here[0]) if here else openml_table(name)
 
 def _local_or_relbench(name, data):
     database, task = name.split('/')
-    if data is not None and (Path(data)/database/'schema.json').exists(): return Task.from_folder(Path(data)/database, task)
+    if data is not None and (data/database/'schema.json').exists(): return Task.from_folder(data/database, task)
     tasks = relbench_tasks(database, data)
     if task not in tasks: raise no_such('task', task, f'RelBench under {database}', tasks)
     return from_relbench(tasks[task](), name)
 
-# %% ../nbs/20_benchmarks.ipynb #ab71dfda
+def _every_relbench(data):
+    if data is not None: return [e for f in sorted(data.iterdir()) if (f/'manifest.yaml').exists() for e in relbench_entries(f.name, data)]
+    return [Entry(t, partial(_local_or_relbench, t, None)) for t, kind in relbench_known().items() if kind in (None, 'binary_classification')]
+
+# %% ../nbs/20_benchmarks.ipynb #618e1928
+def open_entries(
+    suite: str, # its name, for the error
+    entries: list, # of `Entry`
+    say: Callable = print, # is told what is left out
+    check: Callable = lambda task: None # raises InputError for a task that cannot be used
+) -> Iterator[tuple]: # pairs of entry and its task or table
+    "Open the tasks of a suite that can be had [contract: bad input]"
+    lost, opened = [], 0
+    for entry in entries:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')                                     # sizes that differ are for the record
+                check(task := entry.load())
+        except (InputError, OSError) as e: task = lost.append((entry.name, e))
+        opened += task is not None
+        while opened and lost: say('{} is left out: {}'.format(*lost.pop(0)))
+        if task is not None: yield entry, task
+    if not opened: raise InputError(f"Nothing of the suite {suite!r} can be had: {lost[0][1] if lost else 'it is empty.'}")
+
+# %% ../nbs/20_benchmarks.ipynb #c3d96283
+def submission_keys(
+    task: Task # with the name database/task
+) -> pd.DataFrame: # key and time of each row of its test split
+    "The columns that name a row of a submission, if they do [issue 4, item 5]"
+    keys = task.test[[task.entity_col, task.time_col]]
+    if keys.duplicated().any(): raise InputError(f'{task.name}: {keys.duplicated().sum():,} test rows repeat a key and time, which RelBench does not accept.')
+    return keys
+
 def write_predictions(
     task: Task, # with the name database/task
     p: np.ndarray, # (m,) probabilities, in the order of task.test
     folder # where to; made if it is not there
 ) -> Path: # <database>__<task>.csv, whole or absent
     "One task's predictions in the format of RelBench's leaderboard [issue 4, item 5]"
-    p, keys = np.asarray(p, float), task.test[[task.entity_col, task.time_col]]
+    p, keys, path = np.asarray(p, float), submission_keys(task), submission_path(task, folder)
     if len(p) != len(keys): raise InputError(f'{task.name} has {len(keys):,} test rows but there are {len(p):,} predictions: answer every row once.')
     if not ((p >= 0) & (p <= 1)).all(): raise InputError(f'{task.name}: {(~((p >= 0) & (p <= 1))).sum():,} of {len(p):,} predictions are no probabilities between 0 and 1.')
-    if keys.duplicated().any(): raise InputError(f'{task.name}: {keys.duplicated().sum():,} test rows repeat a key and time, which RelBench does not accept.')
-    path = Path(folder)/f"{task.name.replace('/', '__')}.csv"
     with atomic_path(path) as tmp: keys.assign(**{task.target_col: p}).to_csv(tmp, index=False)
     return path
+
+def submission_path(
+    task: Task, # with the name database/task
+    folder # of the submission
+) -> Path: # <database>__<task>.csv in it
+    "What RelBench wants a task's file to be called [issue 4, item 5]"
+    return Path(folder)/f"{task.name.replace('/', '__')}.csv"

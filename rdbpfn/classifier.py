@@ -75,14 +75,14 @@ def pick_dtype(
     if name not in ('float32', 'bfloat16'): raise InputError(f"dtype must be 'float32' or 'bfloat16', got {name!r}.")
     return getattr(torch, name)
 
-# %% ../nbs/17_classifier.ipynb #bb3766f2
+# %% ../nbs/17_classifier.ipynb #749d9c44
 class InContext(BaseEstimator):
     "An estimator that reads its training rows and answers in context; the ground of classifier and regressor [5.2]"
     def __init__(
         self,
         model=None, # None for the package's weights, the path of a weights file, or an `RDBPFN`
         n_estimators=2, # answers that are averaged, see `choose_members`; 1 is the paper's single pass
-        context='stratified', # which rows are read if there are more than fit, see `draw_contexts`
+        context='balanced', # which rows are read if there are more than fit, see `draw_contexts`
         n_context=1024, # rows that each estimator reads, at most
         n_columns=36, # columns that each estimator reads, at most
         columns='novel', # which: 'top', 'novel' or 'drawn', see `choose_members`

@@ -6,28 +6,31 @@
 __all__ = ['app', 'summary', 'answers', 'predict', 'long_table', 'draw_effects', 'explain', 'features', 'draw_results', 'demo',
            'info']
 
-# %% ../nbs/23_cli.ipynb #4c1a8846
+# %% ../nbs/23_cli.ipynb #655fc5aa
 import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .core import atomic_path
-from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, write_table
+from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, tables_of, takes, write_table
 from .workshop import Sentences, show, workshop
 
-# %% ../nbs/23_cli.ipynb #19264250
+# %% ../nbs/23_cli.ipynb #bd424d03
 app = typer.Typer(cls=Sentences, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Predictions from a relational database, in context: no training, no download.')
 
 def summary(
     rows: 'pd.DataFrame', # (m, ...) that were asked about
     used: dict, # what was used, such as an estimator's `used_`
+    plan: 'Plan|None', # of the features, if the questions have cutoffs
     begin: float, # `time.time()` at the beginning
     **files # what is in them: Path, or None
 ) -> None: # on standard output
     "Say what was used, how long it took and where the results are [issue 6, item 5]"
     written = {what: path for what, path in files.items() if path}
     show({'questions': f'{len(rows):,}', **{k.replace('_', ' '): v for k, v in used.items()}, 'seconds': time.time() - begin, **written}, False)
+    timeless = [t for t in tables_of(plan) if plan.schema[t].time_col is None] if plan else ()
+    if timeless: typer.echo(f"always visible: {', '.join(timeless)}")
 
 # %% ../nbs/23_cli.ipynb #457264b6
 def answers(
@@ -39,7 +42,7 @@ def answers(
     proba = model.predict_proba(rows)
     return dict(prediction=model.classes_[proba.argmax(1)]) | {f'probability_{c}': p for c, p in zip(model.classes_, proba.T)}
 
-# %% ../nbs/23_cli.ipynb #009b21b6
+# %% ../nbs/23_cli.ipynb #86ab04bd
 @app.command()
 @takes(Answered)
 def predict(
@@ -53,7 +56,7 @@ def predict(
     with stage(f'Answering {len(rows):,} questions'): found = answers(model, rows)
     if save: model.save(save)
     write_table(rows.assign(**found), ask.out)
-    summary(rows, model.used_, begin, predictions=ask.out, estimator=save)
+    summary(rows, model.used_, model.time_col and model.plan_, begin, predictions=ask.out, estimator=save)
 
 # %% ../nbs/23_cli.ipynb #aaa4f31d
 def long_table(
@@ -82,7 +85,7 @@ def draw_effects(
     fig = draw_explanation(told)
     with atomic_path(path) as tmp: fig.savefig(tmp, dpi=120, format=path.suffix[1:])
 
-# %% ../nbs/23_cli.ipynb #aa127ba6
+# %% ../nbs/23_cli.ipynb #c47577f6
 @app.command()
 @takes(Answered)
 def explain(
@@ -101,9 +104,9 @@ def explain(
     typer.echo(f'Mean absolute effect on the {told.what}:')
     for kind, effects in (('group', told.groups), ('feature', told.features)):
         for name, effect in effects.abs().mean().nlargest(5).items(): typer.echo(f'  {kind:8} {effect:8.3g}  {name}')
-    summary(rows, model.used_, begin, effects=ask.out, plot=plot)
+    summary(rows, model.used_, model.time_col and model.plan_, begin, effects=ask.out, plot=plot)
 
-# %% ../nbs/23_cli.ipynb #aac97da4
+# %% ../nbs/23_cli.ipynb #289157aa
 @app.command()
 @takes(Asked)
 def features(
@@ -117,7 +120,7 @@ def features(
     plan, table = feature_table(ask)
     if describe: write_table(description(plan, ask.time is not None), describe)
     write_table(table, ask.out)
-    summary(table, used_by(plan), begin, table=ask.out, description=describe)
+    summary(table, used_by(plan), ask.time and plan, begin, table=ask.out, description=describe)
 
 # %% ../nbs/23_cli.ipynb #32296c95
 def draw_results(

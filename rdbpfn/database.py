@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Database', 'InstanceGraph']
 
-# %% ../nbs/02_database.ipynb #3c1a8374
+# %% ../nbs/02_database.ipynb #ec7ed8b4
 import json, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import InputError, atomic_path
-from .sql import read_sql
+from .sql import first_rows, looks_like_times, read_sql, settle_times
 from .schema import Column, ForeignKey, Schema, Table, _names, as_stored, as_times, infer_kind, no_such
 
 # %% ../nbs/02_database.ipynb #574ea30c
@@ -62,14 +62,15 @@ class _KeyIndex:
         out[ok] = np.where(at < 0, -1, self.rows[at])
         return out
 
-# %% ../nbs/02_database.ipynb #3b2f8671
+# %% ../nbs/02_database.ipynb #b02c8d33
 class Database:
     "The rows of every table of a schema [Def. 3.1-3.4]"
     def __init__(self,
         table_dict: dict, # {table: frame}; never modified
-        schema: Schema # the tables, columns and keys to take from it
+        schema: Schema, # the tables, columns and keys to take from it
+        unclear: dict|None = None # {table: columns}, each of which could be its time, since nobody said which
     ):
-        self.table_dict, self.schema, self._cache = {}, schema, {}
+        self.table_dict, self.schema, self.unclear, self._cache = {}, schema, {t: tuple(c) for t, c in (unclear or {}).items()}, {}
         for t in schema.tables:
             if t.name not in table_dict: raise no_such('table', t.name, 'the frames', table_dict)
             frame = table_dict[t.name]
@@ -92,7 +93,23 @@ class Database:
         col = self.schema[table].time_col
         return None if col is None else self.table_dict[table][col].to_numpy()
 
-# %% ../nbs/02_database.ipynb #23d6ad89
+    def check_times(self,
+        tables # names of those that are to be seen as of a moment
+    ) -> None: # raises InputError for the first whose time is unclear
+        "Refuse to guess a table's time: the wrong one leaks, and so does none [design 4, Time]"
+        for t in (t for t in tables if t in self.unclear):
+            first, which = self.unclear[t][0], 'which one' if len(self.unclear[t]) > 1 else 'whether that'
+            raise InputError(f"{_dated(t, self.unclear[t])}, and nothing says {which} is its time: name it, Database.open(..., time_col={{{t!r}: {first!r}}}) or --times {t}.{first}, or say that its rows are visible at all times, time_col={{{t!r}: None}} or --times {t}.")
+
+def _dated(table, columns): return f"Table {table!r} has {'several columns' if len(columns) > 1 else 'a column'} of dates ({', '.join(columns)})"
+
+def _noted(db, unclear):
+    "The database, which remembers the tables whose time nobody named, and says so"
+    db.unclear = {t: tuple(c) for t, c in unclear.items() if c}
+    for t, c in db.unclear.items(): warnings.warn(f"{_dated(t, c)}, so its rows are visible at all times: name one in time_col.", stacklevel=3)
+    return db
+
+# %% ../nbs/02_database.ipynb #0c513004
 def _schema(frames, pkey_col, fkeys, time_col, kinds):
     "The schema of frames: keys and times as told, kinds as told or else inferred"
     for t in (t for told in (pkey_col, fkeys, time_col, kinds) for t in told):
@@ -106,10 +123,9 @@ def _schema(frames, pkey_col, fkeys, time_col, kinds):
     def columns(t):
         keys = {*_names(pkey_col.get(t)), *(c for f in links if f.child == t for c in f.columns), *(c for f in links if f.parent == t for c in f.parent_columns)}
         for name, s in frames[t].items():
-            yield Column(name, kinds.get(t, {}).get(name) or ('datetime' if name == time_col.get(t) else 'key' if name in keys else infer_kind(s)))
+            yield Column(name, 'datetime' if name == time_col.get(t) else kinds.get(t, {}).get(name) or ('key' if name in keys else infer_kind(s)))
     return Schema(tuple(Table(t, tuple(columns(t)), pkey_col.get(t), time_col.get(t)) for t in frames), tuple(links))
 
-# %% ../nbs/02_database.ipynb #3f5af8e9
 @patch(cls_method=True)
 def from_frames(
     cls: Database,
@@ -157,7 +173,7 @@ def parent_rows(
         self._cache[fkey].flags.writeable = False
     return self._cache[fkey]
 
-# %% ../nbs/02_database.ipynb #630069ab
+# %% ../nbs/02_database.ipynb #4acd49bd
 @patch
 def integrity(
     self: Database
@@ -181,11 +197,9 @@ def integrity(
         found.append((cycle[0], '', 'cycle', len(cycle)-1, ' -> '.join(cycle)))
         said.append(f"The tables refer to each other in a circle, {found[-1][4]}.")
     report = pd.DataFrame(found, columns=['table', 'column', 'problem', 'count', 'example'])
-    n = sum(map(len, self.table_dict.values()))
-    report.attrs['summary'] = '\n'.join([f"{len(self.schema.tables)} tables, {n:,} rows, {len(self.schema.fkeys)} foreign keys: {len(found) or 'no'} problem{'s'*(len(found) != 1)} found."] + said)
+    report.attrs['summary'] = '\n'.join([f"{len(self.schema.tables)} tables, {sum(map(len, self.table_dict.values())):,} rows, {len(self.schema.fkeys)} foreign keys: {len(found) or 'no'} problem{'s'*(len(found) != 1)} found."] + said)
     return report
 
-# %% ../nbs/02_database.ipynb #d6dabd9a
 @patch
 def _check_fkey(self: Database, f, add):
     "Report a foreign key's null, dangling and incomparable values"
@@ -195,7 +209,7 @@ def _check_fkey(self: Database, f, add):
     if wrong: return add(f.child, f.columns, 'wrong type', ~null, f'hold {wrong}')
     add(f.child, f.columns, 'dangling', ~null & (index.find(keys, f.name, strict=False) < 0), f'name a row of {f.parent} that does not exist')
 
-# %% ../nbs/02_database.ipynb #e58064dd
+# %% ../nbs/02_database.ipynb #28b5d010
 @patch
 def upto(
     self: Database,
@@ -206,7 +220,7 @@ def upto(
     except (TypeError, ValueError): moment = pd.NaT
     if moment is pd.NaT or isinstance(t, (int, float)): raise InputError(f"{t!r} is not a moment in time: give a date such as '2013-09-01'.")
     before = {n: f if self.times(n) is None else f[self.times(n) < moment.to_numpy()] for n, f in self.table_dict.items()}
-    return Database(before, self.schema)
+    return Database(before, self.schema, self.unclear)
 
 # %% ../nbs/02_database.ipynb #2c2c1562
 @dataclass(frozen=True, eq=False)
@@ -235,23 +249,28 @@ def graph(
     rows = {f: self.parent_rows(f) for f in self.schema.fkeys}
     return InstanceGraph({n: len(t) for n, t in self.table_dict.items()}, {f: (np.flatnonzero(r >= 0), r[r >= 0]) for f, r in rows.items()})
 
-# %% ../nbs/02_database.ipynb #8e9f4376
+# %% ../nbs/02_database.ipynb #c6dae140
 @patch(cls_method=True)
 def from_folder(
     cls: Database,
-    path # folder with schema.json and db/<table>.parquet
+    path, # folder with schema.json and db/<table>.parquet
+    limit: int|None = None, # rows of each table, at most; None reads all
+    **keys # `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds` as in `from_frames`: a table named there is as told there
 ) -> Database: # read only
     "A database from a folder: `schema.json` (per table pk, fk, time, kinds) and `db/*.parquet` [design 4]"
     path = Path(path)
     try:
         spec = json.loads((path/'schema.json').read_text())
-        frames = {t: pd.read_parquet(path/'db'/f'{t}.parquet') for t in spec}
+        frames = {t: first_rows(path/'db'/f'{t}.parquet', limit) for t in spec}
     except FileNotFoundError as e: raise InputError(f"The folder {path} has no {Path(e.filename).name}: it needs a schema.json and db/<table>.parquet for each table in it.") from None
     except ValueError as e: raise InputError(f"The folder {path} cannot be read ({str(e).splitlines()[0]}): schema.json must be JSON and the tables Parquet.") from None
     columns = lambda c, to: tuple(c.split(',')) if isinstance(to[-1], list) and len(to[-1]) > 1 and isinstance(to[0], str) else c
     fkeys = {t: {columns(c, to): to for c, to in s['fk'].items()} for t, s in spec.items() if s.get('fk')}
     told = lambda k: {t: s[k] for t, s in spec.items() if s.get(k)}
-    return cls.from_frames(frames, told('pk'), fkeys, told('time'), told('kinds'))
+    said = {k: {**s.get(k, {}), **(keys.get(k) or {})} for s in [dict(pkey_col=told('pk'), fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds'))] for k in s | keys}
+    db, silent = cls.from_frames(frames, **said), not any(s.get('time') for s in spec.values())
+    dates = lambda t: [c.name for c in db.schema[t].columns if c.kind == 'datetime' or looks_like_times(db.table_dict[t][c.name])] if silent else ()
+    return _noted(db, {t: s.get('unclear') or dates(t) for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
 
 @patch
 def to_folder(
@@ -264,38 +283,35 @@ def to_folder(
     for t in self.schema.tables:
         fk = {}
         for f in self.schema.fkeys_of(t.name): fk.setdefault(','.join(f.columns), []).append([f.parent, f.parent_columns[0] if len(f.columns) == 1 else list(f.parent_columns)])
-        fk = {c: to[0] if len(to) == 1 else to for c, to in fk.items()}
-        about = dict(pk=t.pkey_col or list(t.pkey), fk=fk, time=t.time_col, kinds={c.name: c.kind for c in t.columns})
-        spec[t.name] = {k: v for k, v in about.items() if v}
+        about = dict(pk=t.pkey_col or list(t.pkey), fk={c: to[0] if len(to) == 1 else to for c, to in fk.items()}, time=t.time_col, kinds={c.name: c.kind for c in t.columns}, unclear=self.unclear.get(t.name))
+        spec[t.name] = {k: v for k, v in about.items() if v or k == 'time' and t.name not in self.unclear}
         relbench = dict(pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in self.schema.fkeys_of(t.name) if len(f.columns) == 1})
         rows = pa.Table.from_pandas(self.table_dict[t.name], preserve_index=False)
         with atomic_path(path/'db'/f'{t.name}.parquet') as tmp: pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, **{k: json.dumps(v) for k, v in relbench.items()}}), tmp)
     with atomic_path(path/'schema.json') as tmp: tmp.write_text(json.dumps(spec, indent=1))
     return path
 
-# %% ../nbs/02_database.ipynb #23a463c8
+# %% ../nbs/02_database.ipynb #5cd13ddb
 @patch(cls_method=True)
 def from_sql(
     cls: Database,
-    url: str, # as SQLAlchemy or Ibis write it, or the path of a SQLite or DuckDB file
+    source, # URL as SQLAlchemy or Ibis write it, path of a SQLite or DuckDB file, or Ibis connection
     tables: list|None = None, # which tables or views to read; None reads all tables
     pkey_col: dict|None = None, # as in `from_frames`, on top of what the catalogue says
     fkey_col_to_pkey_table: dict|None = None, # likewise
     time_col: dict|None = None, # {table: column, or None for no time}; a table not named gets its only column of dates
-    kinds: dict|None = None # as in `from_frames`
+    kinds: dict|None = None, # as in `from_frames`
+    limit: int|None = None # rows of each table, at most; None reads all
 ) -> Database: # a copy in memory; the source is only read
     "A database from SQL, with keys from its catalogue [issue 2: SQLite, DuckDB, any SQLAlchemy or Ibis URL]"
-    frames, pkeys, links = read_sql(url, tables)
-    times, told = {}, fkey_col_to_pkey_table or {}
-    for t, frame in frames.items():
-        keys = {*pkeys.get(t, ()), *(c for cs in links.get(t, ()) for c in _names(cs))}
-        dates = [c for c in frame if c not in keys and pd.api.types.infer_dtype(frame[c], skipna=True).startswith('date')]
-        if len(dates) == 1: times[t] = dates[0]
-        if len(dates) > 1 and t not in (time_col or {}): warnings.warn(f"Table {t!r} has several columns of dates ({', '.join(dates)}), so its rows are visible at all times: name one in time_col.", stacklevel=2)
+    frames, pkeys, links, dates = read_sql(source, tables, limit)
+    told, pkeys, named = fkey_col_to_pkey_table or {}, {**pkeys, **(pkey_col or {})}, time_col or {}
     fkeys = {t: {**links.get(t, {}), **told.get(t, {})} for t in {**links, **told}}
-    return cls.from_frames(frames, {**pkeys, **(pkey_col or {})}, fkeys, {**times, **(time_col or {})}, kinds)
+    dates = {t: {c: d for c, d in cs.items() if (kinds or {}).get(t, {}).get(c, 'datetime') == 'datetime'} for t, cs in dates.items()}
+    times, unclear = settle_times(frames, dates, named, pkeys, fkeys, as_times)
+    return _noted(cls.from_frames(frames, pkeys, fkeys, {**times, **named}, kinds), unclear)
 
-# %% ../nbs/02_database.ipynb #90665bd0
+# %% ../nbs/02_database.ipynb #ad2da015
 @patch(cls_method=True)
 def from_relbench(
     cls: Database,
@@ -313,22 +329,22 @@ def to_relbench(
     try: from relbench.base import Database as RelDatabase, Table as RelTable
     except ImportError: raise InputError("RelBench is not installed: pip install 'rdbpfn[relbench]'.") from None
     for t in self.schema.tables:
-        fkeys = self.schema.fkeys_of(t.name)
-        odd = [f.name for f in fkeys if len(f.columns) > 1 or f.parent_columns != self.schema[f.parent].pkey or sum(g.columns == f.columns for g in fkeys) > 1]
+        odd = [f.name for f in self.schema.fkeys_of(t.name) if len(f.columns) > 1 or f.parent_columns != self.schema[f.parent].pkey or sum(g.columns == f.columns for g in self.schema.fkeys_of(t.name)) > 1]
         if odd or len(t.pkey) > 1: raise InputError(f"RelBench cannot hold {odd[0] if odd else f'the composite key of {t.name}'}: leave it out of the schema first.")
     return RelDatabase({t.name: RelTable(self.table_dict[t.name].copy(), {f.columns[0]: f.parent for f in self.schema.fkeys_of(t.name)}, t.pkey_col, t.time_col) for t in self.schema.tables})
 
-# %% ../nbs/02_database.ipynb #ca379b78
+# %% ../nbs/02_database.ipynb #882546f0
 @patch(cls_method=True)
 def open(
     cls: Database,
-    what, # a Database, {table: frame}, a folder, a URL or file, a RelBench database
-    **keys # for frames and SQL: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`
+    what, # a Database, {table: frame}, a folder, a URL or file, a RelBench database, an Ibis connection
+    **keys # for frames, folders and SQL: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`; for the last two `limit`
 ) -> Database: # `what` itself if it is one already
     "Open a database, whatever it is kept in [issue 2, item 2]"
     if isinstance(what, cls): return what
     if isinstance(what, dict): return cls.from_frames(what, **keys)
     if hasattr(what, 'table_dict'): return cls.from_relbench(what)
-    if '://' not in str(what) and Path(what).is_dir(): return cls.from_folder(what)
-    if '://' in str(what) or Path(what).is_file(): return cls.from_sql(str(what), **keys)
+    where = str(what)
+    if '://' not in where and Path(where).is_dir(): return cls.from_folder(where, **keys)
+    if '://' in where or hasattr(what, 'list_tables') or Path(where).is_file(): return cls.from_sql(what, **keys)
     raise InputError(f"There is no folder or file {str(what)!r}: give a folder with schema.json, a SQLite or DuckDB file, or a URL such as sqlite:///shop.db.")

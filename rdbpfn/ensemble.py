@@ -14,7 +14,7 @@ from .core import InputError
 from .model import Context, ModelConfig, RDBPFN
 from .encoding import View, distinct_columns, rank_eta, select_columns
 
-# %% ../nbs/16b_ensemble.ipynb #dfdf1aaa
+# %% ../nbs/16b_ensemble.ipynb #26e821f9
 POLICIES = ('random', 'stratified', 'recent', 'recency', 'balanced')
 
 def draw_contexts(
@@ -29,8 +29,8 @@ def draw_contexts(
     N = len(codes)
     if policy not in POLICIES: raise InputError(f"There is no context policy {policy!r}: choose from {', '.join(POLICIES)}.")
     if policy.startswith('recen') and times is None: raise InputError(f"The context policy {policy!r} needs to know when each row was asked: give times, or choose another policy.")
-    if policy == 'balanced': return [_by_class(codes, _quotas(codes, size), rng) for _ in range(n)]
     if N <= size: return [np.arange(N)]*n
+    if policy == 'balanced': return [_by_class(codes, _quotas(codes, size), rng) for _ in range(n)]
     if policy == 'stratified': return [stratified(codes, size, rng) for _ in range(n)]
     if policy == 'recent': return [np.sort(np.argsort(times, kind='stable')[-size:])]*n
     if policy == 'recency': return [np.sort(_late(times, size, rng)) for _ in range(n)]
@@ -38,7 +38,7 @@ def draw_contexts(
     deal = [deal[i:i+N//size*size] for i in range(0, len(deal), N)]                       # of each shuffled pack, whole hands only
     return [np.sort(hand) for hand in np.concatenate(deal).reshape(-1, size)[:n]]
 
-# %% ../nbs/16b_ensemble.ipynb #628ee5b9
+# %% ../nbs/16b_ensemble.ipynb #e57ea06b
 def stratified(
     codes: np.ndarray, # (N,) class of each row
     size: int, # how many rows
@@ -56,9 +56,10 @@ def _late(times, size, rng):
     return np.argsort(rng.exponential(size=len(times))/np.maximum(weight, 1e-300), kind='stable')[:size]
 
 def _quotas(codes, size):
-    "Rows of each class: equally many, as many as the rarest class has (but 32, should that be fewer)"
-    counts = np.bincount(codes)
-    return np.minimum(counts, min(max(counts.min(), 32), size//len(counts)))
+    "Rows of each class, `size` in all: as equal as their numbers allow, the rarest first"
+    counts, out = np.bincount(codes), np.zeros(codes.max() + 1, int)
+    for i, k in enumerate(np.argsort(counts)): out[k] = min(counts[k], (size - out.sum())//(len(counts) - i))
+    return out
 
 def _by_class(codes, quotas, rng): return np.sort(np.concatenate([rng.permutation(np.flatnonzero(codes == k))[:q] for k, q in enumerate(quotas)]))
 

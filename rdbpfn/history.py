@@ -5,29 +5,39 @@
 # %% auto #0
 __all__ = ['time_scales', 'as_span', 'history_table', 'with_history', 'digest', 'cached_features']
 
-# %% ../nbs/11c_history.ipynb #41285862
+# %% ../nbs/11c_history.ipynb #9893a1ed
 import hashlib, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from .core import InputError, atomic_path
 from .schema import Column, ForeignKey, Schema, Table, as_times
 from .database import Database
 
-# %% ../nbs/11c_history.ipynb #47da62d5
+# %% ../nbs/11c_history.ipynb #647e57c0
+@patch
+def time_span(
+    self: Database,
+    table: str, # its name
+    until=None # datetime: nothing at or after it is looked at; None: everything is
+) -> tuple|None: # 1st and 99th percentile of its times, in nanoseconds since 1970; None without times
+    "What stretch of time the rows of a table cover [design 4, DFS: trailing windows]"
+    t = self.times(table)
+    t = t[~np.isnat(t)] if t is not None else np.empty(0, 'datetime64[ns]')
+    if until is not None: t = t[t < np.datetime64(until, 'ns')]
+    return tuple(np.quantile(t.astype('int64'), [.01, .99])) if len(t) else None
+
+# %% ../nbs/11c_history.ipynb #2eeac59e
 def time_scales(
-    db: Database, # holds the rows
+    db: Database, # holds the rows, in memory or in place (13b)
     until=None # datetime: nothing at or after it is looked at; None: everything is
 ) -> tuple: # widths in days, ascending; () if no table has times
     "Widths for `feature_set('full', widths)` [design 4, DFS: trailing windows]"
-    def span(table):
-        t = db.times(table)
-        t = t[~np.isnat(t)] if t is not None else np.empty(0, 'datetime64[ns]')
-        if until is not None: t = t[t < np.datetime64(until, 'ns')]
-        return np.subtract(*np.quantile(t.astype('int64'), [.99, .01]))/86_400e9 if len(t) else 0
+    span = lambda table: np.subtract(*(db.time_span(table, until) or (0, 0)))/-86_400e9
     days = max(map(span, db.schema.names), default=0)
     return tuple(float(f'{days/k:.2g}') for k in (64, 16, 4)) if days > 1e-3 else ()
 
-# %% ../nbs/11c_history.ipynb #8ccf544f
+# %% ../nbs/11c_history.ipynb #2202a1b8
 def as_span(
     delay, # anything that `pd.Timedelta` understands, with its unit; 0 or more
     name: str = 'delay' # for the error
@@ -46,6 +56,7 @@ def history_table(
     "What the table of past labels is called [design 4]"
     return f'{entity_table}_labels'
 
+# %% ../nbs/11c_history.ipynb #f7faaa5e
 def with_history(
     db: Database, # holds the entities
     entity_table: str, # table the labels are about
@@ -56,6 +67,7 @@ def with_history(
     delay # how long after the cutoff the answer is known: as `as_span` takes it
 ) -> Database: # with one more table, `history_table`
     "Add an entity's past labels as rows that come into being when they are known [design 4: never the target, except its past]"
+    if not isinstance(db, Database): raise InputError('Past labels become a table beside the others, which needs the database in memory: open it with Database.open, or leave label_delay out.')
     for c in (entity_col, time_col, label_col):
         if c not in labels: raise InputError(f'The labelled history has no column {c!r}: its columns are {", ".join(map(str, labels))}.')
     pkey, name = db.schema[entity_table].pkey, history_table(entity_table)
@@ -69,7 +81,7 @@ def with_history(
     frame = pd.DataFrame({'entity': labels[entity_col].array, 'known': known, 'label': y.array})
     table = Table(name, (Column('entity', 'key'), Column('known', 'datetime'), Column('label', kind)), (), 'known')
     schema = Schema((*db.schema.tables, table), (*db.schema.fkeys, ForeignKey(name, 'entity', entity_table, pkey)))
-    return Database({**db.table_dict, name: frame}, schema)
+    return Database({**db.table_dict, name: frame}, schema, db.unclear)
 
 # %% ../nbs/11c_history.ipynb #b74046fa
 def digest(

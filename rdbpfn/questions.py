@@ -6,7 +6,7 @@
 __all__ = ['REGIMES', 'questions', 'frozen_moment', 'freeze', 'features_as_of', 'aggregations', 'path_of', 'used_by', 'ask_sql',
            'SQLTask', 'task_from_sql', 'task_options', 'relbench_database', 'labelled']
 
-# %% ../nbs/17b_questions.ipynb #1d44bdac
+# %% ../nbs/17b_questions.ipynb #6fd44ac6
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np, pandas as pd
@@ -16,22 +16,22 @@ from .database import Database
 from .examples import Task
 from .aggregates import feature_set, looks_back
 from .dfs import DAY, Feature, Plan
-from .dfs_tensor import compute_features
+from .in_place import InPlace, features_of, open_database
 
-# %% ../nbs/17b_questions.ipynb #49715f11
+# %% ../nbs/17b_questions.ipynb #95d4ce57
 def questions(
-    db: Database, # where the entities live
+    db: Database|InPlace, # where the entities live
     X: pd.DataFrame, # one row a question
     entity_table: str, # table the keys belong to
     entity_col: str, # column of X with its primary key
     time_col: str|None # column of X with the cutoff; None: the whole database is visible
-) -> tuple: # rows of the entity table (n,) int64, cutoffs (n,) datetime64[ns] or None
+) -> tuple: # rows of the entity table (n,) as `row_of` names them, cutoffs (n,) datetime64[ns] or None
     "Look up who is asked about, and as of when [4; design 4, Time]"
     if not isinstance(X, pd.DataFrame): raise InputError(f'X must be a DataFrame with a column {entity_col!r} of keys{f" and a column {time_col!r} of cutoff times" if time_col else ""}, got {type(X).__name__}.')
     for c in (entity_col, time_col):
         if c is not None and c not in X: raise InputError(f'X has no column {c!r}: its columns are {", ".join(map(str, X.columns))}.')
     rows = db.row_of(entity_table, X[entity_col])
-    if (rows < 0).any():
+    if isinstance(db, Database) and (rows < 0).any():
         example = X[entity_col].to_numpy()[rows < 0][0]
         raise InputError(f'{(rows < 0).sum():,} of {len(X):,} keys in column {entity_col!r} are not in table {entity_table!r}, {example!r} for one: leave them out or add them to the table.')
     if time_col is None: return rows, None
@@ -39,7 +39,7 @@ def questions(
     if times.isna().any(): raise InputError(f'{times.isna().sum():,} of {len(X):,} cutoffs in column {time_col!r} are empty: every question needs one.')
     return rows, times.to_numpy('datetime64[ns]')
 
-# %% ../nbs/17b_questions.ipynb #b517d317
+# %% ../nbs/17b_questions.ipynb #7d45356e
 REGIMES = ('seed', 'frozen')
 
 def frozen_moment(
@@ -56,32 +56,33 @@ def frozen_moment(
     return (moment.tz_convert('UTC').tz_localize(None) if moment.tz else moment).to_datetime64().astype('datetime64[ns]')
 
 def freeze(
-    db: Database, # whole
+    db: Database|InPlace, # whole
     entity_table: str, # who is asked about
     frozen_at: np.datetime64|None # None: not at all
-) -> Database: # what questions may be computed from
+) -> Database|InPlace: # what questions may be computed from
     "Cut the database at a moment, unless the entities themselves may be younger [design 4, Time]"
-    return db if frozen_at is None or db.times(entity_table) is not None else db.upto(frozen_at)
+    return db if frozen_at is None or db.schema[entity_table].time_col else db.upto(frozen_at)
 
-# %% ../nbs/17b_questions.ipynb #9fff72e1
+# %% ../nbs/17b_questions.ipynb #055b6818
 def features_as_of(
-    db: Database, # what `freeze` gave
+    db: Database|InPlace, # what `freeze` gave
     plan: Plan, # what to compute
-    rows: np.ndarray, # (n,) positions in the entity table
+    rows: np.ndarray, # (n,) rows of the entity table, as `questions` gave them
     cutoffs: np.ndarray|None, # (n,) datetime64[ns]
-    frozen_at: np.datetime64|None = None # from which on nothing is seen
+    frozen_at: np.datetime64|None = None, # from which on nothing is seen
+    cache=None # folder in which features of a database in memory are kept
 ) -> pd.DataFrame: # (n, len(plan))
     "Features of questions, each as of its cutoff, in either regime [C.2.2; design 4, Time]"
-    if frozen_at is None or cutoffs is None or db.times(plan.entity_table) is None: return compute_features(db, plan, rows, cutoffs)
+    if frozen_at is None or cutoffs is None or not db.schema[plan.entity_table].time_col: return features_of(db, plan, rows, cutoffs, cache)
     seen = np.minimum(cutoffs, frozen_at)
-    X, late = compute_features(db, plan, rows, seen), (cutoffs - seen)/DAY
+    X, late = features_of(db, plan, rows, seen, cache), (cutoffs - seen)/DAY
     counted = [f.name for f in plan if f.kind == 'datetime' or f.aggs[-1:] == ('since',)]       # days to the cutoff
     return X.assign(**{c: X[c] + late for c in counted}) if late.any() else X
 
-# %% ../nbs/17b_questions.ipynb #4874f9e3
+# %% ../nbs/17b_questions.ipynb #a8b4d082
 def aggregations(
     features, # 'paper', 'recent', 'full', or {kind of column: names of aggregations}
-    db: Database, # for the widths of windows
+    db: Database|InPlace, # for the widths of windows
     cutoffs: np.ndarray|None # (n,) datetime64 of the labelled questions
 ) -> dict: # kind of column: names, as `plan_features` takes them
     "The aggregations that a choice of features means [issue 6, item 2]"
@@ -105,14 +106,15 @@ def used_by(
     "How far the features of a plan reach [issue 6, item 5]"
     return dict(tables=len({plan.entity_table, *(h.target for f in plan for h in f.path)}), paths=len({path_of(f) for f in plan}), features=len(plan))
 
-# %% ../nbs/17b_questions.ipynb #674f6356
+# %% ../nbs/17b_questions.ipynb #c01363a6
 def ask_sql(
-    database, # what `Database.open` takes
-    sql: str # a query in DuckDB's dialect over the tables of the database
+    database, # what `open_database` takes
+    sql: str # a query over its tables, in DuckDB's dialect; of a database in place, in the dialect of the place
 ) -> pd.DataFrame: # its result
     "Run a query over the tables of a database; nothing in the database is changed [issue 6, item 4]"
     import duckdb
-    db = Database.open(database)
+    db = open_database(database)
+    if isinstance(db, InPlace): return db.ask(sql)
     with duckdb.connect(config=dict(threads=1)) as con:
         for name, frame in db.table_dict.items(): con.register(name, frame)
         try: return con.sql(sql).df()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relational', 'RelationalClassifier', 'RelationalRegressor', 'check_same', 'place_of']
 
-# %% ../nbs/18_relational.ipynb #b6624133
+# %% ../nbs/18_relational.ipynb #b4bdaa0d
 import copy, os, re
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from .core import InputError
 from .schema import Schema
-from .database import Database
+from .in_place import open_database
 from .dfs import Plan, plan_features
 from .ensemble import draw_contexts
 from .history import history_table, with_history
@@ -25,11 +25,11 @@ from .storage import pack_frame, read_parts, unpack_frame, write_parts
 from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options, used_by
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
-# %% ../nbs/18_relational.ipynb #4ab33589
+# %% ../nbs/18_relational.ipynb #4c7149f0
 class Relational(BaseEstimator):
     "What the relational estimators share: a database, a task, features, contexts [4, 5.4]"
     def __init__(self,
-        database, # what `Database.open` takes: Database, folder, URL, RelBench database, ...
+        database, # what `open_database` takes: Database, folder, URL, RelBench database; an `InPlace` or Ibis connection is queried in place
         entity_table, # str: table the questions are about
         entity_col=None, # str: column of X with its primary key; None: named as in the database
         time_col=None, # str: column of X with the cutoff times; None: the whole database is visible
@@ -40,17 +40,18 @@ class Relational(BaseEstimator):
         label_delay=None, # how long after its cutoff a label is known, such as '7D': the entity's past labels become features; None: they do not
         regime='seed', # 'seed'; 'frozen': nothing after the latest labelled cutoff; or such a moment
         n_estimators=2, # answers that are averaged; 1 is the paper's single pass
-        context='stratified', # which labelled questions are read if there are more than fit, see `draw_contexts`
+        context='balanced', # which labelled questions are read if there are more than fit, see `draw_contexts`
         n_context=1024, # how many each answer reads, at most
         model=None, # None for the package's weights, the path of a weights file, or an `RDBPFN`
         classifier=None, # estimator for the feature frame in place of ours; of ours, it brings n_estimators, model and device
         device=None, # see `pick_device`
+        cache=None, # folder in which features are kept by content, for searches that ask for the same ones again; None: not at all
         random_state=0 # seed of the choice of context
     ):
         self.database, self.entity_table, self.entity_col, self.time_col = database, entity_table, entity_col, time_col
         self.mask, self.target, self.max_depth, self.features, self.label_delay, self.regime = mask, target, max_depth, features, label_delay, regime
         self.n_estimators, self.context, self.n_context, self.model = n_estimators, context, n_context, model
-        self.classifier, self.device, self.random_state = classifier, device, random_state
+        self.classifier, self.device, self.cache, self.random_state = classifier, device, cache, random_state
 
     @classmethod
     def for_task(cls, task, **options):
@@ -67,7 +68,7 @@ class Relational(BaseEstimator):
         params = {k: v if k == 'database' else clone(v, safe=False) for k, v in self.get_params(deep=False).items()}
         return type(self)(**params)
 
-# %% ../nbs/18_relational.ipynb #6460ae64
+# %% ../nbs/18_relational.ipynb #6b570853
 @patch
 def _estimator(self: Relational):
     "The estimator of frames: ours with our parameters, or the user's with the choice of context"
@@ -81,7 +82,7 @@ def _open(self: Relational, X, y):
     if y is None: raise InputError(f'{type(self).__name__} requires y to be passed, but the target y is None: give one label for each row.')
     if len(X) != len(y): raise InputError(f'X has {len(X):,} rows, but y has {len(y):,} labels.')
     if not len(X): raise InputError('There is no context: give at least two labelled rows, one of each class.')
-    db = Database.open(self.database)
+    db = open_database(self.database)
     pkey = db.schema[self.entity_table].pkey
     if self.entity_col is None and len(pkey) != 1: raise InputError(f"Table {self.entity_table!r} has no primary key of one column ({', '.join(pkey) or 'none'}): name the column of X in entity_col.")
     self.entity_col_ = self.entity_col or pkey[0]
@@ -95,9 +96,9 @@ def _recall(self: Relational, db):
 @patch
 def _reopen(self: Relational, database):
     "A database, with times and kinds of columns as they were when the context was read, where its source does not say"
-    if not isinstance(database, (str, os.PathLike)): return Database.open(database)
+    if not isinstance(database, (str, os.PathLike)): return open_database(database)
     tables = [t for t in self.plan_.schema.tables if self.past_ is None or t.name != history_table(self.entity_table)]
-    return Database.open(database, time_col={t.name: t.time_col for t in tables}, kinds={t.name: {c.name: c.kind for c in t.columns} for t in tables})
+    return open_database(database, time_col={t.name: t.time_col for t in tables}, kinds={t.name: {c.name: c.kind for c in t.columns} for t in tables})
 
 @patch
 def _plan(self: Relational, db, cutoffs):
@@ -105,9 +106,10 @@ def _plan(self: Relational, db, cutoffs):
     self.aggs_, self.frozen_at_ = aggregations(self.features, db, cutoffs), frozen_moment(self.regime, cutoffs)
     self.plan_ = plan_features(db.schema, self.entity_table, self.max_depth, self.mask, self.target, aggs=self.aggs_)
     if not len(self.plan_): raise InputError(f'Table {self.entity_table!r} offers no features: no column but keys, and no related table within {self.max_depth} hops.')
+    if cutoffs is not None: db.check_times(sorted({self.entity_table, *(h.target for f in self.plan_ for h in f.path)}))
     self.db_ = freeze(db, self.entity_table, self.frozen_at_)
 
-# %% ../nbs/18_relational.ipynb #f0caaf3d
+# %% ../nbs/18_relational.ipynb #9770e07c
 @patch
 def fit(
     self: Relational,
@@ -124,7 +126,7 @@ def fit(
     ours = isinstance(flat, InContext)
     contexts = flat.contexts(codes, cutoffs) if ours else draw_contexts(self.context, codes, cutoffs, self.n_context, 1, check_random_state(self.random_state))
     pool = np.unique(np.concatenate(contexts))                                  # only what is read gets features
-    frame = features_as_of(self.db_, self.plan_, rows[pool], None if cutoffs is None else cutoffs[pool], self.frozen_at_)
+    frame = features_as_of(self.db_, self.plan_, rows[pool], None if cutoffs is None else cutoffs[pool], self.frozen_at_, self.cache)
     self.n_context_, self.classifier_ = len(pool), flat
     if ours: self._hand_over(frame, pool, learnt, [np.searchsorted(pool, c) for c in contexts])
     else: flat.fit(frame, np.asarray(y)[pool])
@@ -184,7 +186,7 @@ class RelationalRegressor(RegressorMixin, Relational):
         "Quantiles (m, Q) of each question's distribution, at probabilities q (Q,)"
         return self.classifier_.predict_quantiles(self._asked(X), q)
 
-# %% ../nbs/18_relational.ipynb #1a70b3a2
+# %% ../nbs/18_relational.ipynb #e3afe17e
 @patch
 def feature_frame(
     self: Relational,
@@ -195,7 +197,7 @@ def feature_frame(
     check_is_fitted(self, 'plan_')
     plan = self.plan_ if names is None else self.plan_.select(names)
     rows, cutoffs = questions(self.db_, X, self.entity_table, self.entity_col_, self.time_col)
-    return features_as_of(self.db_, plan, rows, cutoffs, self.frozen_at_)
+    return features_as_of(self.db_, plan, rows, cutoffs, self.frozen_at_, self.cache)
 
 @patch
 def _asked(self: Relational, X):
@@ -218,11 +220,11 @@ def check_same(
         a, b = before.schema[t].time_col, after.schema[t].time_col
         if a != b: raise InputError(f"{told}table {t!r} had {f'its time in column {a!r}' if a else 'no time'} and has {f'it in column {b!r}' if b else 'none'} now, so it would show other rows. Name it in time_col when you open the database, or fit again.")
 
-# %% ../nbs/18_relational.ipynb #340739bc
+# %% ../nbs/18_relational.ipynb #cde8a4f2
 @patch
 def on(
     self: Relational,
-    database # what `Database.open` takes; with at least the tables and columns that the features need
+    database # what `open_database` takes; with at least the tables and columns that the features need
 ) -> Relational: # a copy with the same context
     "The fitted estimator on another state of the database [issue 6, bad input]"
     check_is_fitted(self, 'plan_')
@@ -258,15 +260,16 @@ def describe_features(
     from rdbpfn import dfs_sql                                                              # it gives `Plan` its method `sql`
     return table.assign(sql=[self.plan_.sql(n, timed=self.time_col is not None) for n in self.plan_.names])
 
-# %% ../nbs/18_relational.ipynb #2f9c1e6d
+# %% ../nbs/18_relational.ipynb #7135f9c8
 def place_of(
-    database # what `Database.open` takes
+    database # what `open_database` takes
 ) -> str|None: # a local path or URL of a file; None for anything that may hold a secret
     "Where a database lies, as far as a file may tell [contract: safe]"
     where = str(database) if isinstance(database, (str, os.PathLike)) else ''
     scheme = re.match(r'([\w+.-]{2,}):', where)
     return where if where and '?' not in where and (scheme is None or scheme[1] in ('sqlite', 'duckdb')) else None
 
+# %% ../nbs/18_relational.ipynb #9f2fe9b1
 @patch
 def save(
     self: Relational,
@@ -288,7 +291,7 @@ def save(
 def load(
     cls: Relational,
     path, # file that `save` wrote
-    database=None, # what `Database.open` takes; None: the path or URL that it was fitted on
+    database=None, # what `open_database` takes; None: the path or URL that it was fitted on
     device: str|None = None # see `pick_device`; it need not be the one that the file was written on
 ) -> Relational: # fitted
     "Read a fitted estimator from a file and put it on a database [issue 6, item 4]"

@@ -186,7 +186,7 @@ def infer_kind(
     n = (values if content == 'string' else values.astype(str)).nunique()
     return 'category' if n <= max(20, len(values)/2) else 'text'
 
-# %% ../nbs/01_schema.ipynb #d0b55220
+# %% ../nbs/01_schema.ipynb #a9c05dba
 def as_times(
     s: pd.Series, # times as datetimes, dates or ISO 8601 text, with or without a time zone
     where: str # whose times, for the error
@@ -196,10 +196,10 @@ def as_times(
         raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().tolist()[0]!r}): convert it with pd.to_datetime(..., unit='s').")
     if not pd.api.types.is_datetime64_any_dtype(s.dtype):
         text = s.dropna().astype(str)
-        zoned = text.str.contains(r':\d\d.*(?:Z|[+-]\d\d:?\d\d)$')
+        zoned = text.str.contains(r':\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$')
         if zoned.any() and not zoned.all(): raise InputError(f"Column {where} has a time zone on {zoned.sum()} of its {len(text)} times: give all of them one, or none.")
         times = pd.to_datetime(s.astype(object), format='ISO8601', errors='coerce', utc=True)
-        lost = text[times[s.notna()].isna().to_numpy()]
+        lost = text[times[s.notna()].isna().to_numpy() | ~text.str.match(r'\s*\d').to_numpy()]
         lost = lost[~lost.str.match(r'(?:0\d|1[0-5]|16[0-7]|22[6-9]|2[3-9]|[3-9]\d)\d+-\d\d-\d\d')]
         if len(lost): raise InputError(f"Column {where} should hold times, but {len(lost)} values are none in ISO 8601 (such as {lost.iloc[0]!r}): convert it with pd.to_datetime.")
         s = times

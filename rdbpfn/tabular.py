@@ -151,14 +151,14 @@ def tree_layer(
         out = out + normal(gen, B, n_out, 2**depth).gather(2, leaf)
     return out
 
-# %% ../nbs/10_tabular.ipynb #ccf9cc1a
+# %% ../nbs/10_tabular.ipynb #5d9d9c9e
 @dataclass(frozen=True)
 class TabularConfig:
     "How single-table worlds are drawn; all shares are probabilities [5.3, C.2.3]"
     n_layers: tuple = (1, 3) # layers above the causes, drawn per batch
     spare: float = 2. # up to this many times as many nodes as the table has columns
     tree_share: float = .3 # tables whose layers are trees
-    noise: tuple = (.01, .5) # standard deviation of a node's noise, log-uniform; the signal has 1
+    noise: tuple = (.01, .5) # standard deviation of a node's noise; the signal has 1; log-uniform in a range of the table's own
     category_share: float = .5 # at most this share of a table's columns becomes categories
     missing_share: float = .4 # tables with missing cells
     irrelevant_share: float = .25 # tables with irrelevant columns
@@ -173,7 +173,7 @@ class TabularConfig:
         check_range(self, 'n_layers', 1, 16); check_range(self, 'spare', 1.1, 100); check_range(self, 'noise', 1e-9, 100); check_range(self, 'minority', .001, .5)
         for f in ('tree_share', 'category_share', 'missing_share', 'irrelevant_share', 'duplicate_share'): check_range(self, f, 0, 1)
 
-# %% ../nbs/10_tabular.ipynb #278eeba4
+# %% ../nbs/10_tabular.ipynb #76196551
 def grow(
     gen: torch.Generator, # randomness
     B: int, # tables
@@ -184,6 +184,7 @@ def grow(
     "Run all rows through random causal models: layers of sums for some tables, of trees for the others [5.3]"
     n_trees = round(B*config.tree_share)
     low, high = (torch.tensor(s).log() for s in config.noise)
+    low, high = uniform(gen, 2, B, 1, 1)*(high - low) + low                                       # every table draws its own range
     L = int(integers(gen, config.n_layers[0], config.n_layers[1] + 1, 1))
     H = max(4, int(least/(L + 1)*uniform(gen, 1, low=1.1, high=config.spare)) + 1)
     nodes = [causes(gen, B, H, R)]

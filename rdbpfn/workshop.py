@@ -123,16 +123,25 @@ def evaluate(
     made = run_suite(suite, out, models.split(','), data, processes, typer.echo, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
     typer.echo(f'{len(made)} new records in {out}')
 
-# %% ../nbs/22b_workshop.ipynb #7888d96c
+# %% ../nbs/22b_workshop.ipynb #231795a9
 @workshop.command()
 def report(
     records: Annotated[list[Path], typer.Argument(help='Files of records')], # .jsonl
     out: Annotated[Path, typer.Option(help='Folder for tables and figures')], # made if it is not there
     reference: Annotated[Optional[str], typer.Option(help='Model to compare the others with')] = None, # none: the first in the records
+    draws: Annotated[int, typer.Option(help='How many draws make a complete cell')] = 10, # 1 or more
+    suite: Annotated[Optional[str], typer.Option(help='Suite whose tasks there should be, such as paper')] = None, # none: those that any model has
+    data: Annotated[Optional[Path], typer.Option(help='Folder of the suite')] = None, # for suites that are folders
+    choose: Annotated[str, typer.Option(help='Models, separated by commas, of which the best on validation is one more')] = '', # needs records of both splits
+    published: Annotated[Optional[Path], typer.Option(help="File of the paper's numbers, nbs/results/published.json")] = None, # to stand beside ours
+    log: Annotated[Optional[Path], typer.Option(help='Training log of the default weights, for Figure 2')] = None, # what `pretrain` wrote as metrics.jsonl
 ) -> None:
     "Make tables (Markdown, LaTeX) and figures of records."
     from rdbpfn.report import make_report
-    typer.echo(str(make_report(records, out, reference)[0]))
+    from rdbpfn.benchmarks import load_suite
+    if draws < 1: raise InputError(f'--draws must be 1 or more, got {draws}.')
+    tasks = [e.name for e in load_suite(suite, data)] if suite else None
+    typer.echo(str(make_report(records, out, reference, draws, tasks, tuple(m.strip() for m in choose.split(',') if m.strip()), published, log)[0]))
 
 # %% ../nbs/22b_workshop.ipynb #82857d0c
 bench = typer.Typer(cls=Sentences, no_args_is_help=True, help='How fast the parts are on this machine.')

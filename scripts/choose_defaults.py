@@ -19,7 +19,7 @@ from rdbpfn.relational import RelationalClassifier
 VIEWS = ('raw', 'squashed', 'ranks')
 SETS = {'raw': ['raw'], 'squashed': ['squashed'], 'ranks': ['ranks'], 'raw, raw flipped': ['raw', 'raw-'], 'raw, squashed flipped': ['raw', 'squashed-'], 'raw, ranks flipped': ['raw', 'ranks-'],
         '{raw, squashed} x flip': ['raw', 'raw-', 'squashed', 'squashed-'], '{raw, ranks} x flip': ['raw', 'raw-', 'ranks', 'ranks-'], 'all six': [v + f for v in VIEWS for f in ('', '-')]}
-POLICIES = ('stratified', 'recent', 'recency', 'balanced')
+POLICIES = ('random', 'stratified', 'recent', 'recency', 'balanced')
 
 def members_of(frame, codes, rows, **options):
     "Ensembles of one member each, of an estimator that reads some rows of a frame"
@@ -45,7 +45,7 @@ def variants(frames, queries, codes, contexts, groups):
         yield 'columns', 'four members, columns drawn', np.mean(list(answers_of(paper, codes, contexts['random'], asked, n_estimators=4, columns='drawn').values()), 0)
         for n in (24, 60): yield 'columns', f'raw, {n} columns', single(n_columns=n)
     if 'policy' in groups:
-        for policy in POLICIES: yield 'policy', policy, single(policy=policy, context=policy)
+        for policy in POLICIES: yield 'policy', policy, single(list(frames)[-1], policy=policy, context=policy)
     if 'features' in groups:
         for name in frames:
             for columns in ('novel', 'top'): yield 'features', f'{name}, {columns}', single(name, columns=columns)
@@ -61,7 +61,7 @@ def run(task, shots, draws, n_queries, features, groups, done, about, out):
     contexts = {}
     for n, d in todo:
         r = np.random.RandomState(1000*d + 7)
-        contexts[n, d] = {p: draw_contexts(p, codes, times, min(n, len(X)), 1, r)[0] for p in ('random', *POLICIES)}
+        contexts[n, d] = {p: draw_contexts(p, codes, times, min(n, len(X)), 1, r)[0] for p in POLICIES}
     if not todo: return
     pool = np.unique(np.concatenate([c for cs in contexts.values() for c in cs.values()]))
     frames, queries = {}, {}

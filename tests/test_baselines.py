@@ -1,8 +1,9 @@
 """Models by name: the same features for all, seeds, what is not installed, what a record calls them."""
-import sys
+import os, signal, sys
 from types import SimpleNamespace
 from unittest import mock
 import numpy as np, pandas as pd, pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from rdbpfn.baselines import (IN_CONTEXT, MODELS, AutoGluon, ConstantPerEntity, NotInstalled, encode, make_model, name_models, split_passes, tabicl, tabpfn)
 from rdbpfn.core import InputError
 from rdbpfn.evaluate import run_cell, SingleTable
@@ -69,10 +70,40 @@ def test_not_installed_is_one_sentence(name):
     with mock.patch.dict(sys.modules, {package: None, package.split('.')[0]: None}), pytest.raises(NotInstalled, match=f"'{package}' is not installed: pip install"): make_model(name)
 
 
+@pytest.mark.filterwarnings('error')
 def test_those_who_are_not_there_are_left_out_once():
-    with mock.patch.dict(sys.modules, dict(tabpfn=None)), pytest.warns(UserWarning, match='tabpfn-1 is left out.*pip install tabpfn') as said:
-        assert name_models(['tabpfn-1', 'constant']) == dict(constant='constant')
-    assert len(said) == 1
+    said = []
+    with mock.patch.dict(sys.modules, dict(tabpfn=None)): assert name_models(['tabpfn-1', 'constant'], said.append) == dict(constant='constant')
+    (line,) = said
+    assert line.startswith("tabpfn-1 is left out. The package 'tabpfn' is not installed: pip install tabpfn")
+
+
+class Installed(ClassifierMixin, BaseEstimator):
+    "An in-context model whose weights are here or not"
+    def __init__(self, random_state=None, n_estimators=None, n_jobs=None): self.random_state, self.n_estimators, self.n_jobs = random_state, n_estimators, n_jobs
+    def fit(self, X, y):
+        if not weights: raise OSError('no route to the host')
+        if weights == 'too large': os.kill(os.getpid(), signal.SIGKILL)
+        self.classes_ = np.array([0, 1])
+        return self
+    def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
+
+weights = None
+
+
+@pytest.mark.parametrize('state, reason', ((None, 'OSError: no route to the host'), ('too large', 'killed: the process ended with status -9'), ('here', None)))
+@pytest.mark.parametrize('name, cls', (('tabpfn', 'TabPFN'), ('tabicl-2', 'TabICL')))
+def test_a_model_without_its_weights_is_left_out(name, cls, state, reason, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys.modules[__name__], 'weights', state)
+    monkeypatch.setitem(sys.modules, name.split('-')[0], SimpleNamespace(**{f'{cls}Classifier': Installed}))
+    assert list(name_models(['constant', name], said.append)) == ['constant'] + [name]*(reason is None)
+    assert len(said) == (reason is not None) and all(line.startswith(f'{name} is left out. It is installed but') and reason in line and 'are its weights here?' in line for line in said)
+
+
+def test_none_is_left(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tabpfn', None)
+    with pytest.raises(InputError, match='None of the models tabpfn, tabpfn-1 can be run here'): name_models(['tabpfn', 'tabpfn-1'], lambda line: None)
 
 
 def test_passes_of_in_context_models():

@@ -1,6 +1,8 @@
 """Registry, loaders and suites: sizes, names, both of RelBench's interfaces, folders, submissions."""
-import json, sys
+import json, subprocess, sys
+from configparser import ConfigParser
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
@@ -103,6 +105,68 @@ def test_old_relbench_has_no_folders():
     with patch, pytest.raises(InputError, match='version 3'): bm.relbench_tasks('rel-f1', '/data')
 
 
+def registry(*tasks):
+    "RelBench 2's: classes, arguments and options, by database and task; an autocomplete task has its type among the options"
+    kinds = dict(binary=(SimpleNamespace(task_type=SimpleNamespace(value='binary_classification')), (), {}), number=(SimpleNamespace(task_type=SimpleNamespace(value='regression')), (), {}),
+                 column=(SimpleNamespace(), (), dict(task_type=SimpleNamespace(value='binary_classification'))), unknown=(SimpleNamespace(), (), {}))
+    return {'rel-town': {f'{n}-{k}': kinds[k] for n, k in tasks}}
+
+
+def test_every_task_of_relbench_2(folder):
+    "The registry tells what is binary, and nothing is opened before its turn"
+    patch, opened = fake(2, {n: RelBench(folder) for n in ('even-binary', 'size-column', 'odd-unknown')})
+    with patch:
+        sys.modules['relbench.tasks'].task_registry = registry(('even', 'binary'), ('large', 'number'), ('size', 'column'), ('odd', 'unknown'))
+        entries = load_suite('relbench-all')
+        assert [e.name for e in entries] == ['rel-town/even-binary', 'rel-town/size-column', 'rel-town/odd-unknown'] and opened == []
+        assert entries[0].load().name == 'rel-town/even-binary' and opened == [('rel-town', 'even-binary', True)]
+
+
+def hub(files, kinds):
+    "RelBench 3's hosts: the lists of their files, and a manifest for each task"
+    api = lambda: SimpleNamespace(list_repo_files=lambda repo, repo_type: files[repo])
+    hf = SimpleNamespace(RELBENCH_REPOS=tuple(files), download_task_manifest=lambda database, task: f'{database}/{task}')
+    manifest = SimpleNamespace(TaskManifest=SimpleNamespace(load=lambda path: SimpleNamespace(task_type=kinds[path])))
+    return {'huggingface_hub': SimpleNamespace(HfApi=api), 'relbench.hf': hf, 'relbench.manifest': manifest}
+
+
+def test_every_task_of_relbench_3(folder):
+    files = dict(one=['README.md', 'rel-town/manifest.yaml', 'rel-town/db/shops.parquet', 'rel-town/tasks/even/manifest.yaml', 'rel-town/tasks/even/train.parquet', 'rel-town/tasks/large/manifest.yaml'],
+                 two=['rel-town/tasks/odd/manifest.yaml', 'rel-town/tasks/even/manifest.yaml'])
+    modules = hub(files, {'rel-town/even': 'binary_classification', 'rel-town/odd': 'binary_classification', 'rel-town/large': 'regression'})
+    patch, opened = fake(3, dict(even=RelBench(folder), odd=RelBench(folder)))
+    with patch, mock.patch.dict(sys.modules, modules):
+        sys.modules['relbench'].hf, sys.modules['relbench'].manifest = modules['relbench.hf'], modules['relbench.manifest']
+        entries = load_suite('relbench-all')
+        assert [e.name for e in entries] == ['rel-town/even', 'rel-town/odd'] and opened == []
+        assert entries[1].load().name == 'rel-town/odd' and opened == ['rel-town']
+        sys.modules['huggingface_hub'].HfApi = lambda: (_ for _ in ()).throw(OSError('offline'))
+        with pytest.raises(InputError, match=r'RelBench did not list its tasks \(OSError\)'): load_suite('relbench-all')
+
+
+def test_every_task_of_a_folder_of_relbench(folder):
+    (folder/'rel-x').mkdir()
+    (folder/'rel-x'/'manifest.yaml').write_text('')
+    patch, opened = fake(3, dict(even=RelBench(folder), large=RelBench(folder, 'regression')))
+    with patch: assert [e.name for e in load_suite('relbench-all', folder)] == ['rel-x/even']
+    assert opened == [str(folder/'rel-x')]
+
+
+def test_every_task_that_the_installed_relbench_knows():
+    pytest.importorskip('relbench')
+    if hasattr(sys.modules['relbench'], 'load_dataset'): pytest.skip('version 3 asks its hosts')
+    names = [e.name for e in load_suite('relbench-all')]
+    assert {t for t in RELATIONAL.index if t.startswith('rel-')} <= set(names) and 'rel-f1/driver-position' not in names
+
+
+def test_suites_without_relbench():
+    with mock.patch.dict(sys.modules, {'relbench': None}):
+        with pytest.raises(InputError, match='not installed'): load_suite('relbench-all')
+        said = []
+        with pytest.raises(InputError, match="Nothing of the suite 'relbench' can be had: RelBench is not installed"): list(bm.open_entries('relbench', load_suite('relbench'), said.append))
+        assert said == []
+
+
 def test_without_relbench():
     with mock.patch.dict(sys.modules, {'relbench': None}), pytest.raises(InputError, match=r"pip install 'rdbpfn\[relbench\]'"): load_suite('relbench')[0].load()
 
@@ -135,6 +199,26 @@ def test_a_local_folder_stands_in_for_relbench_and_openml(folder):
     with pytest.warns(UserWarning, match='rel-hm/user-churn: sizes differ .*train 60 instead of 3,871,410'): assert task.load().name == 'rel-hm/user-churn'
     table = next(e for e in load_suite('paper-single', folder) if e.name == 'single/pol')
     with pytest.warns(UserWarning, match='rows 2 instead of 10,082, columns 1 instead of 26'): assert table.load().name == 'single/pol'
+
+
+def test_local_tables_are_found_in_sub_folders(folder, monkeypatch):
+    "As the other suites do: next to the folder's databases, in the folder itself or one below; what is not there comes from OpenML"
+    asked = []
+    monkeypatch.setattr(bm, 'openml_table', asked.append)
+    (folder/'tables').mkdir()
+    pd.DataFrame(dict(x=[1, 2], y=[0, 1])).to_parquet(folder/'tables'/'pol.parquet')
+    pd.DataFrame(dict(x=[1, 2, 3], y=[0, 1, 1])).to_csv(folder/'tables'/'heloc.csv', index=False)
+    opened = {e.name: e.open() for e in load_suite('paper-single', folder) if e.name in ('single/pol', 'single/heloc', 'single/credit')}
+    assert (opened['single/pol'].sizes['rows'], opened['single/heloc'].sizes['rows'], asked) == (2, 3, ['credit'])
+    with pytest.raises(InputError, match='There is no folder'): load_suite('paper-single', folder/'nowhere')
+
+
+@pytest.mark.skipif(not (Path(__file__).resolve().parents[2]/'shared'/'data').is_dir(), reason='the development data are not here')
+def test_the_tables_of_the_paper_in_the_development_folder(monkeypatch):
+    def asked(name): raise InputError('online')
+    monkeypatch.setattr(bm, 'openml_table', asked)
+    found = [e.name for e, _ in bm.open_entries('paper-single', load_suite('paper-single', Path(__file__).resolve().parents[2]/'shared'/'data'), lambda line: None)]
+    assert len(found) == 8 and 'single/compas-two-years_cat' in found
 
 
 def test_openml_offline_says_what_to_do():
@@ -181,3 +265,35 @@ def test_development_suite():
     for e in entries:
         if e.published: assert size_note(e.open(), e.published) is None, e.name
     assert sum(bool(e.published) for e in entries) == 10
+
+
+# RelArena
+
+root = Path(__file__).resolve().parents[1]
+
+
+def test_the_package_declares_its_relarena_model(tmp_path):
+    "The metadata that RelArena reads: the entry point is there and names a module that can be imported"
+    subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info', '-e', str(tmp_path)], cwd=root, check=True, capture_output=True)
+    (file,) = tmp_path.glob('*.egg-info/entry_points.txt')
+    parser = ConfigParser(delimiters=['='])
+    parser.read(file)
+    assert dict(parser['relarena.models']) == {'rdbpfn': 'rdbpfn.arena'}
+    module = EntryPoint('rdbpfn', parser['relarena.models']['rdbpfn'], 'relarena.models').load()
+    assert callable(module.register) and module.ArenaModel.name == 'rdbpfn'
+
+
+def test_relarena_takes_the_model(folder):
+    "With RelArena itself: importing the module registers a model that it can make, fit and ask"
+    pytest.importorskip('relarena_core')
+    from relarena_core.model import RelArenaModel
+    from relarena_core.registry import registry as theirs
+    import rdbpfn.arena
+    cls = theirs.get('rdbpfn')
+    assert issubclass(cls, (RelArenaModel, rdbpfn.arena.ArenaModel)) and theirs.kind('rdbpfn') == 'model' and theirs.search_space('rdbpfn').default_overrides == {}
+    assert [t.value for t in cls.supported_task_types] == ['binary_classification']
+    task, model = RelBench(folder, own_db=True), cls({})
+    db, table = task.get_db(upto_test_timestamp=False), lambda split: task.get_table(split, mask_input_cols=False)
+    model.fit(task, db, table('train'), table('val'), seed=0, time_limit=60.)
+    p = model.predict(task, db, SimpleNamespace(df=table('test').df.drop(columns=task.target_col)))
+    assert p.shape == (len(table('test').df),) and ((p >= 0) & (p <= 1)).all()

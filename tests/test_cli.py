@@ -70,6 +70,7 @@ def test_predict_from_sqlite_equals_the_estimator(shop):
     assert np.allclose(got.probability_1, model.predict_proba(asked)[:, 1], atol=1e-5) and np.allclose(got.probability_0 + got.probability_1, 1)
     assert (got.prediction == (got.probability_1 > .5)).all()
     said = told(out)
+    assert said.pop('always visible:') == 'customers'                  # the only table without a time
     assert said.pop('predictions') == str(shop/'out.csv') and float(said.pop('seconds')) > 0
     assert said == {'questions': '10'} | {k.replace('_', ' '): str(v) for k, v in model.used_.items()}
 
@@ -135,6 +136,22 @@ def test_a_password_is_not_saved(shop, tmp_path):
         assert (about['relational']['database'] == url) == kept and b'secret' not in (tmp_path/'m.rdbpfn').read_bytes()
 
 
+def test_in_place_and_kept_features_give_the_same_answers(shop, tmp_path):
+    "By queries, from a cache, and with a query that the place itself runs: what memory says"
+    given = dict(estimators=1, depth=1)
+    sql = "select id, '2024-05-01 00:00:00' as \"when\" from customers where id >= '030' order by id"
+    for name, more in dict(memory={}, place=dict(in_place=True), kept=dict(cache=tmp_path/'kept'), again=dict(cache=tmp_path/'kept'), asked=dict(in_place=True, query=sql)).items():
+        code, err, _ = run('predict', *options(shop, out=tmp_path/f'{name}.csv', save=tmp_path/f'{name}.rdbpfn', **given | more))
+        assert code == 0, err
+        assert np.allclose(read(tmp_path/f'{name}.csv').probability_1, read(tmp_path/'memory.csv').probability_1, atol=1e-4), name
+    assert len(list((tmp_path/'kept').iterdir())) == 2
+    code, err, _ = run('predict', '--load', tmp_path/'place.rdbpfn', '--in-place', '--query', shop/'asked.csv', '--out', tmp_path/'loaded.csv')
+    assert code == 0 and np.allclose(read(tmp_path/'loaded.csv').probability_1, read(tmp_path/'memory.csv').probability_1, atol=1e-4), err
+    for command in ('features', 'explain'):
+        code, err, _ = run(command, *options(shop, in_place=True, depth=1, out=tmp_path/'x.csv', **dict(context=None, target=None) if command == 'features' else {}))
+        assert code == 0, err
+
+
 def test_features_are_those_of_the_estimator(shop, tmp_path):
     model, asked = fitted(shop, max_depth=1, features='recent', mask=('age',)), read(shop/'asked.csv')
     asked.assign(extra=1).to_csv(tmp_path/'asked.csv', index=False)
@@ -179,7 +196,95 @@ def test_what_the_database_warns_of_is_a_line(tmp_path, shop):
     assert code == 0 and len(err) == 1 and err[0].startswith("note: Table 'customers' has several columns of dates"), err
 
 
+@pytest.fixture
+def visits(tmp_path, shop):
+    "40 customers with a visit in January and one in March, as SQLite files and folders in which times are told well and badly"
+    def make(declared, *days, end='.db'):
+        path = tmp_path/f'visits{len(list(tmp_path.iterdir()))}{end}'
+        ids, names = [f'{i:03d}' for i in range(40)], [d.split()[0] for d in declared.split(', ')]
+        if end == '':
+            (path/'db').mkdir(parents=True)
+            pd.DataFrame(dict(id=ids, age=range(40))).to_parquet(path/'db'/'customers.parquet')
+            pd.DataFrame([(f'{i}{k}', i, *day) for i in ids for k, day in enumerate(days)], columns=['vid', 'customer', *names]).to_parquet(path/'db'/'visits.parquet')
+            (path/'schema.json').write_text('{"customers": {"pk": "id"}, "visits": {"pk": "vid", "fk": {"customer": ["customers", "id"]}}}')
+            return path
+        with sqlite3.connect(path) as con:
+            con.execute('create table customers (id text primary key, age real)'); con.executemany('insert into customers values (?, ?)', [(i, int(i)) for i in ids])
+            con.execute(f'create table visits (vid integer primary key, customer text references customers(id), {declared})')
+            con.executemany(f"insert into visits (customer, {', '.join(names)}) values (?{', ?'*len(names)})", [(i, *day) for i in ids for day in days])
+        con.close()
+        return path
+    return make
+
+def counted(shop, path, out, **new):
+    "What `features` says, and how many visits it counts as of 1 February"
+    asked = """select id, timestamp '2024-02-01' as "when" from customers"""
+    code, err, said = run('features', *options(shop, db=path, query=asked, context=None, target=None, features='paper', out=out, **new))
+    return code, err, said, read(out)['COUNT(visits)'].unique().tolist() if out.exists() else None
+
+@pytest.mark.parametrize('declared', ['text', 'varchar(20)', '', 'date', 'timestamptz'])
+def test_later_rows_are_not_counted_whatever_dates_are_declared_as(visits, shop, tmp_path, declared):
+    code, err, said, n = counted(shop, visits(f'day {declared}', ('2024-01-01',), ('2024-03-01',)), tmp_path/'x.csv')
+    assert (code, err, n) == (0, [], [1.]) and said.splitlines()[-1] == 'always visible: customers'
+
+def test_times_that_are_none_end_in_a_sentence(visits, shop, tmp_path):
+    for days, words in (((('2024-01-01 10:00:00',), ('2024-03-01 10:00:00+02:00',)), 'visits.day has a time zone on 40 of its 80 times'), ((('2024-01-01',), ('soon',)), "such as 'soon'"), ((('01/01/2024',), ('03/01/2024',)), "such as '01/01/2024'")):
+        path = visits('day timestamp', *days)
+        code, err, said, n = counted(shop, path, tmp_path/'x.csv')
+        assert (code, len(err), said, n) == (2, 1, '', None) and words in err[0] and '--times' in err[0], err
+        code, err, said, n = counted(shop, path, tmp_path/'y.csv', times='visits.')
+        assert (code, err, n) == (0, [], [2.]) and said.splitlines()[-1] == 'always visible: customers, visits'
+        (tmp_path/'y.csv').unlink()
+
+@pytest.mark.parametrize('end', ['.db', ''])
+def test_an_unclear_time_is_named_or_refused(visits, shop, tmp_path, end):
+    path = visits('day text, paid text', ('2024-01-01', '2024-02-03'), ('2024-03-01', '2024-03-03'), end=end)
+    code, err, _, n = counted(shop, path, tmp_path/'x.csv')
+    assert (code, len(err), n) == (2, 2, None) and err[0].startswith("note: Table 'visits' has several columns of dates (day, paid)") and err[1].startswith("rdbpfn: Table 'visits' has several columns of dates (day, paid), and nothing says which one is its time") and '--times visits.day' in err[1]
+    for times, want, always in (('visits.day', 1, 'customers'), (' visits.paid ', 0, 'customers'), ('customers.,visits.', 2, 'customers, visits')):
+        code, err, said, n = counted(shop, path, tmp_path/'x.csv', times=times)
+        assert (code, err, n) == (0, [], [want]) and said.splitlines()[-1] == f'always visible: {always}', err
+    code, err, said, n = counted(shop, path, tmp_path/'x.csv', time=None)
+    assert code == 0 and n == [2] and 'always visible' not in said                # without cutoffs all is visible, and meant to be
+
+def test_predict_explain_and_a_saved_estimator_keep_the_times_told(visits, shop, tmp_path):
+    path = visits('day timestamp, paid timestamp', ('2024-01-01', '2024-02-03'), ('2024-03-01', 'soon'))
+    with sqlite3.connect(path) as con: con.execute("insert into visits (customer, day) select id, case when id % 2 then '2024-01-05' else '2024-03-05' end from customers")
+    con.close()
+    known = read(shop/'known.csv').assign(when='2024-02-01'); known.to_csv(tmp_path/'known.csv', index=False)
+    read(shop/'asked.csv').assign(when='2024-02-01').to_csv(tmp_path/'asked.csv', index=False)
+    shared = dict(db=path, context=tmp_path/'known.csv', query=tmp_path/'asked.csv', times='visits.day', estimators=1, label_delay='1D')
+    code, err, said = run('predict', *options(shop, **shared, out=tmp_path/'a.csv', save=tmp_path/'m.rdbpfn'))
+    assert code == 0 and not err and said.splitlines()[-1] == 'always visible: customers', err
+    code, err, said = run('predict', '--load', tmp_path/'m.rdbpfn', '--query', tmp_path/'asked.csv', '--out', tmp_path/'b.csv')
+    assert code == 0 and not err and said.splitlines()[-1] == 'always visible: customers', err
+    assert np.allclose(read(tmp_path/'a.csv').probability_1, read(tmp_path/'b.csv').probability_1, atol=1e-4)
+    code, err, said = run('explain', *options(shop, **shared, out=tmp_path/'why.csv'))
+    assert code == 0 and not err and said.splitlines()[-1] == 'always visible: customers', err
+    why = read(tmp_path/'why.csv').set_index('name').value
+    assert why['COUNT(visits)'].astype(float).tolist() == [2. if int(i) % 2 else 1. for i in range(30, 40)]
+
+def test_a_saved_estimator_needs_only_its_own_tables(visits, shop, tmp_path):
+    path = visits('day text, paid text', ('2024-01-01', '2024-02-03'))
+    with sqlite3.connect(path) as con: con.execute("create table idle (id integer primary key, x date, y date)")
+    con.close()
+    code, err, _ = run('predict', *options(shop, db=path, times='visits.paid,idle.x', estimators=1, save=tmp_path/'m.rdbpfn', out=tmp_path/'a.csv'))
+    assert code == 0 and not err, err
+    with sqlite3.connect(path) as con: con.execute('drop table idle')
+    con.close()
+    code, err, _ = run('predict', '--load', tmp_path/'m.rdbpfn', '--query', shop/'asked.csv', '--out', tmp_path/'b.csv')
+    assert code == 0 and not err and np.allclose(read(tmp_path/'a.csv').probability_1, read(tmp_path/'b.csv').probability_1, atol=1e-4), err
+
+
 BAD = [
+    (dict(times='order'), '--times must read TABLE.COLUMN, or TABLE. for a table that is visible at all times'),
+    (dict(times='.day'), '--times must read TABLE.COLUMN'),
+    (dict(times='order.day,order.'), "--times speaks of table 'order' twice"),
+    (dict(times='ordre.day'), "no table 'ordre'"),
+    (dict(times='order.dya'), "no column 'dya' in table 'order'"),
+    (dict(times='order.amount'), 'order.amount should hold times but holds numbers'),
+    (dict(times='customers.id'), 'customers.id should hold times, but 40 values are none'),
+    (dict(entity=None, time=None, context=None, target=None, load='none.rdbpfn', times='order.'), '--times would be ignored, since --load brings its own: leave it out'),
     (dict(entity='customers'), 'TABLE.COLUMN'),
     (dict(entity='customer.id'), "customer"),
     (dict(entity='customers.key'), "key"),

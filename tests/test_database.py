@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
+from rdbpfn.examples import DATA
 from rdbpfn.schema import Column, ForeignKey, Schema, Table, _layers, _positions, as_stored, as_times, infer_kind
-from rdbpfn.sql import read_sql
+from rdbpfn.sql import looks_like_times, read_sql
 
 REAL = Path(__file__).resolve().parents[2]/'shared'/'data'
 col = lambda *names: tuple(Column(n, 'key') for n in names)
@@ -280,7 +281,7 @@ def test_files_are_opened_for_reading_only(sqlite, tmp_path, monkeypatch):
     duckdb = pytest.importorskip('duckdb')
     duckdb.connect(tmp_path/'b.duckdb').close()
     with duckdb.connect(tmp_path/'b.duckdb', read_only=True):          # a second connection must ask for the same
-        assert read_sql(f'{tmp_path}/b.duckdb') == ({}, {}, {})
+        assert read_sql(f'{tmp_path}/b.duckdb') == ({}, {}, {}, {})
 
 def test_sqlite_odd_references(sqlite):
     url = sqlite("""create table p (a integer, b text, primary key (a, b)); insert into p values (1, 'u'), (2, 'v');
@@ -299,6 +300,153 @@ def test_time_column_is_guessed_only_when_there_is_one(sqlite):
         warnings.simplefilter('error')
         db = Database.from_sql(url, time_col=dict(one=None, two='made'))
     assert (db.schema['one'].time_col, db.schema['two'].time_col) == (None, 'made')
+
+# ---- a time that is not recognised would show the future
+
+ORDERS = 'create table customers (id integer primary key); insert into customers values (1); create table orders (oid integer primary key, customer integer references customers(id), {}); '
+
+def orders(sqlite, declared, values):
+    "The URL of a shop in SQLite whose second order lies in March"
+    rows = '; '.join(f"insert into orders values ({i}, 1, {', '.join('null' if x is None else repr(x) for x in (v if isinstance(v, tuple) else (v,)))})" for i, v in enumerate(values))
+    return sqlite(ORDERS.format(declared) + rows)
+
+WRITTEN = [['2024-01-01', '2024-03-01'], ['2024-01-01 10:00:00', '2024-03-01T10:00'], ['2024-01-01T10:00:00.25Z', '2024-03-01T10:00:00+02:00'], ['2024-01-01', '2024-03-01', '', None], ['2024-01', '2024-03'], ['2024-01-01', '9999-12-31']]
+
+@pytest.mark.parametrize('declared', ['text', 'varchar(30)', '', 'date', 'timestamp with time zone', 'datetime2'])
+@pytest.mark.parametrize('values', WRITTEN)
+def test_iso_text_is_the_time_whatever_it_was_declared_as(sqlite, declared, values):
+    db = Database.open(orders(sqlite, f'placed {declared}', values))
+    assert (db.schema['orders'].time_col, db.schema['orders']['placed'].kind, db.unclear) == ('placed', 'datetime', {})
+    assert db.upto('2024-02-01').table_dict['orders'].oid.tolist() == [0] and db.times('orders').dtype == 'datetime64[ns]'
+
+def test_duckdb_text_is_the_time(tmp_path):
+    duckdb = pytest.importorskip('duckdb')
+    for i, values in enumerate(WRITTEN):
+        with duckdb.connect(tmp_path/f'{i}.duckdb') as con:
+            con.execute('create table orders (oid integer primary key, placed varchar)')
+            con.executemany('insert into orders values (?, ?)', list(enumerate(values)))
+        db = Database.open(tmp_path/f'{i}.duckdb')
+        assert db.schema['orders'].time_col == 'placed' and db.upto('2024-02-01').table_dict['orders'].oid.tolist() == [0]
+
+@pytest.mark.parametrize('values', [['2024', '2023'], ['20240101', '20240301'], ['10:00', '11:30'], ['01/01/2024', '03/01/2024'], ['0815-01', '0816-02'], ['a', '2024-01-01'], ['2024-01-01 paid', '2024-03-01 sent'], ['', None]])
+def test_other_text_is_no_time(sqlite, values):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db = Database.open(orders(sqlite, 'placed text', values))
+    assert (db.schema['orders'].time_col, db.unclear) == (None, {}) and db.table_dict['orders'].placed.tolist() == values
+
+def test_a_sample_of_a_long_column_decides_and_gaps_do_not_matter():
+    many = pd.Series([None]*50_000 + ['']*50_000, dtype=object)
+    assert not looks_like_times(many)
+    many[70_001] = '2024-01-01'
+    assert looks_like_times(many) and looks_like_times(many.astype('string')) and not looks_like_times(many.astype('category'))
+    many[70_003] = 'soon'
+    assert not looks_like_times(many)
+
+BROKEN = [(['2024-01-01 10:00:00', '2024-03-01 10:00:00+02:00'], 'time zone on 1 of its 2'), (['2024-03-01 10:00:00+02:00', '2024-01-01 10:00:00'], 'time zone on 1 of its 2'),
+          (['2024-01-01', '2024-03-01', 'soon'], r"1 values are none in ISO 8601 \(such as 'soon'\)"), (['01/01/2024', '03/01/2024'], "such as '01/01/2024'"), ([1704067200, '2024-03-01'], "such as '1704067200'")]
+
+@pytest.mark.parametrize('declared', ['date', 'timestamp', 'timestamptz'])
+@pytest.mark.parametrize('values, words', BROKEN)
+def test_declared_times_that_are_none_are_an_error_unless_nothing_hangs_on_them(sqlite, declared, values, words):
+    url = orders(sqlite, f'placed {declared}', values)
+    for how in ({}, dict(time_col={}), dict(time_col={'orders': 'placed'}), dict(time_col={'customers': None})):
+        with pytest.raises(InputError, match=f'Column orders.placed .*{words}.*(time_col|pd.to_datetime|or none)'): Database.open(url, **how)
+    for how in (dict(time_col={'orders': None}), dict(kinds={'orders': {'placed': 'category'}})):
+        db = Database.open(url, **how)
+        assert db.schema['orders'].time_col is None and db.unclear == {} and db.table_dict['orders'].placed.map(str).tolist() == [str(v) for v in values]
+
+def test_numbers_in_a_declared_date_are_seconds_or_unclear(sqlite):
+    url = orders(sqlite, 'placed date', [1704067200, 1709251200])
+    assert Database.open(url).upto('2024-02-01').n_rows('orders') == 1
+    con = sqlite3.connect(url.removeprefix('sqlite:///')); con.execute('update orders set placed = 1998 + 15*oid'); con.commit(); con.close()
+    with pytest.warns(UserWarning, match=r"'orders' has a column of dates \(placed\)"): db = Database.open(url)
+    assert db.unclear == {'orders': ('placed',)} and db.table_dict['orders'].placed.tolist() == [1998, 2013]
+
+def test_nearly_dates_are_unclear_and_several_are_too(sqlite):
+    cases = [('placed text', ['2024-01-01']*19 + ['soon'], ('placed',), "has a column of dates (placed), and nothing says whether that is its time: name it, Database.open(..., time_col={'orders': 'placed'}) or --times orders.placed, or say that its rows are visible at all times, time_col={'orders': None} or --times orders."),
+             ('placed text', ['2024-01-01 10:00', '2024-03-01 10:00+02:00'], ('placed',), 'has a column of dates (placed), and nothing says whether that is its time'),
+             ('placed text, shipped date', [('2024-01-01', '2024-01-02')], ('placed', 'shipped'), "Table 'orders' has several columns of dates (placed, shipped), and nothing says which one is its time: name it, Database.open(..., time_col={'orders': 'placed'})")]
+    for declared, values, columns, words in cases:
+        url = orders(sqlite, declared, values)
+        with pytest.warns(UserWarning, match="Table 'orders' has .* so its rows are visible at all times: name one in time_col."): db = Database.open(url)
+        assert db.unclear == db.upto('2025-01-01').unclear == {'orders': columns} and db.schema['orders'].time_col is None
+        db.check_times(['customers']); db.check_times([])
+        with pytest.raises(InputError) as e: db.check_times(['customers', 'orders'])
+        assert words in str(e.value)
+        Path(url.removeprefix('sqlite:///')).unlink()
+
+def test_who_names_a_time_is_believed(sqlite):
+    url = orders(sqlite, 'placed text, shipped text, amount real', [('2024-01-01', '2024-01-02', 1.), ('2024-03-01', '2024-03-02', 2.)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for time in ('placed', 'shipped', None):
+            db = Database.open(url, time_col={'orders': time})
+            assert (db.schema['orders'].time_col, db.unclear) == (time, {}) and db.upto('2024-02-01').n_rows('orders') == (1 if time else 2)
+            db.check_times(db.schema.names)
+    for time, words in (({'orders': 'amount'}, 'orders.amount should hold times but holds numbers'), ({'orders': 'plced'}, "did you mean 'placed'"), ({'ordres': 'placed'}, "did you mean 'orders'")):
+        with pytest.raises(InputError, match=words): Database.open(url, time_col=time)
+
+def test_dates_in_keys_are_the_last_choice_and_stay_comparable(sqlite):
+    db = Database.open(sqlite("""create table calendar (day text primary key, holiday boolean); insert into calendar values ('2024-01-01', 1), ('2024-03-01', 0);
+      create table days (day date primary key); insert into days values ('2024-01-01'), ('2024-03-01');
+      create table readings (sensor integer, at text, primary key (sensor, at)); insert into readings values (1, '2024-01-01'), (1, '2024-03-01');
+      create table sales (id integer primary key, day text references calendar, noted date); insert into sales values (1, '2024-01-01', '2024-01-05'), (2, '2024-03-01', '2024-03-05');
+      create table stock (id integer primary key, day date references days); insert into stock values (1, '2024-01-01'), (2, '2024-03-01')"""))
+    assert {t.name: t.time_col for t in db.schema.tables} == dict(calendar=None, days='day', readings='at', sales='noted', stock='day') and db.unclear == {}
+    assert [db.parent_rows(f).tolist() for f in db.schema.fkeys] == [[0, 1]]*2
+    early = db.upto('2024-02-01')
+    assert [early.n_rows(t) for t in ('readings', 'sales', 'stock')] == [1]*3
+
+def test_explicit_sources_are_never_unclear(sqlite, relbench):
+    frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for db in (Database.open(frames), Database.open(frames, pkey_col={'o': 'id'}).to_relbench()): assert Database.open(db).unclear == {}
+
+def test_a_folder_that_names_no_time_is_unclear(tmp_path):
+    frames = dict(a=pd.DataFrame(dict(id=[1, 2], born=pd.to_datetime(['2024-01-01', '2024-03-01']))), b=pd.DataFrame(dict(id=[1, 2], placed=['2024-01-01', '2024-03-01'])), c=pd.DataFrame(dict(id=[1, 2], x=[1., 2.])))
+    (tmp_path/'db').mkdir()
+    for t, f in frames.items(): f.to_parquet(tmp_path/'db'/f'{t}.parquet')
+    def opened(spec, **keys):
+        (tmp_path/'schema.json').write_text(json.dumps({t: dict(pk='id') | spec.get(t, {}) for t in frames}))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter('always')
+            db = Database.open(tmp_path, **keys)
+        assert len(heard) == len(db.unclear)
+        return db
+    assert opened({}).unclear == {'a': ('born',), 'b': ('placed',)}
+    with pytest.raises(InputError, match=r"'b' has a column of dates \(placed\).*--times b.placed"): opened({}).check_times('cb')
+    for silence in (None, ''): assert opened(dict(a=dict(time=silence))).unclear == {'b': ('placed',)}             # said: a is visible at all times
+    named = opened(dict(b=dict(time='placed')))
+    assert named.unclear == {} and named.schema['a'].time_col is None and named.upto('2024-02-01').n_rows('b') == 1   # who names one means the others to have none
+    told = opened({}, time_col=dict(a='born', b=None))
+    assert told.unclear == {} and [told.schema[t].time_col for t in 'abc'] == ['born', None, None]
+    assert opened(dict(b=dict(time='placed')), time_col=dict(b=None)).schema['b'].time_col is None
+    kept = opened(dict(b=dict(kinds=dict(id='key', placed='category'))), time_col=dict(b='placed'))
+    assert kept.schema['b']['placed'].kind == 'datetime' and kept.unclear == {'a': ('born',)}
+    assert opened({}, fkey_col_to_pkey_table=dict(c={'id': 'b'})).schema.fkeys[0].name == 'c.id -> b'
+    for time, words in ((dict(d='x'), "no table 'd'"), (dict(a='brn'), "did you mean 'born'"), (dict(c='x'), 'holds numbers')):
+        with pytest.raises(InputError, match=words): opened({}, time_col=time)
+
+def test_folders_keep_what_is_clear_and_what_is_not(tmp_path, sqlite):
+    timeless = Database.open(dict(a=pd.DataFrame(dict(id=[1], born=pd.to_datetime(['2024-01-01'])))))
+    url = sqlite("create table a (id integer primary key, at date); create table b (id integer primary key, x date, y date); insert into a values (1, '2024-01-01'); insert into b values (1, '2024-01-01', '2024-01-02')")
+    with pytest.warns(UserWarning): half = Database.open(url)
+    for i, db in enumerate((timeless, half)):
+        with warnings.catch_warnings(record=True): again = Database.open(db.to_folder(tmp_path/str(i)))
+        assert again.unclear == db.unclear and again.schema == db.schema
+    assert half.unclear == {'b': ('x', 'y')} and timeless.unclear == {}
+
+@pytest.mark.parametrize('name', ['rel-f1', 'nycflights13', 'intl_football', 'cdnow', 'flights'])
+def test_real_folders_are_clear(name):
+    path = DATA/name if name == 'flights' else REAL/name
+    if not path.is_dir(): pytest.skip(f'{name} is not at hand')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db = Database.open(path)
+    db.check_times(db.schema.names)
+    assert {t.name: t.time_col for t in db.schema.tables} == {t: s.get('time') for t, s in json.loads((path/'schema.json').read_text()).items()}
 
 def test_duckdb_types_and_keys(tmp_path):
     duckdb = pytest.importorskip('duckdb')

@@ -6,7 +6,7 @@ from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.aggregates import feature_set
 from rdbpfn.dfs import featuretools_features, plan_features
-from rdbpfn.dfs_sql import sql_features
+from rdbpfn.dfs_sql import open_store, sql_features
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import flights, load_task, shop
 from test_dfs import DAYS, FULL, chain, identical, past_and_future, random_database, request, same
@@ -49,7 +49,9 @@ def fill(con, db):
     "Write all tables of a database into a connection"
     for t in db.schema.names:
         if con.name == 'sqlite': fill_sqlite(con.con, t, stored(db, t), db.schema[t])
+        elif con.name == 'pyspark': fill_spark(con._session, t, stored(db, t), db.schema[t])
         else: con.create_table(t, stored(db, t))
+    if con.name == 'postgres': con.con.execute('analyze')
     return con
 
 def fill_sqlite(con, name, table, info):
@@ -59,6 +61,18 @@ def fill_sqlite(con, name, table, info):
     con.execute(f"create table {quoted(name)} ({', '.join(f'{quoted(c.name)} {declared(c, table[c.name])}' for c in info.columns)})")
     con.executemany(f"insert into {quoted(name)} values ({', '.join('?'*len(info.columns))})", [[value(v) for v in r.values()] for r in table.to_pylist()])
     con.commit()
+
+def fill_spark(session, name, table, info):
+    "Views of rows, with the types that people declare"
+    from pyspark.sql import types
+    kinds = dict(number=types.DoubleType(), boolean=types.BooleanType(), datetime=types.TimestampType())
+    fields = [types.StructField(c.name, kinds.get(c.kind) or (types.LongType() if pa.types.is_integer(table[c.name].type) else types.StringType())) for c in info.columns]
+    session.createDataFrame([tuple(r.values()) for r in table.to_pylist()], types.StructType(fields)).createOrReplaceTempView(name)
+
+def put(con, table, columns, rows=''):
+    "A small table from SQL: its columns with types, and its rows"
+    if con.name == 'pyspark': return con._session.sql(f"create or replace temp view {table} as select * from values {rows} as t({', '.join(c.split()[0] for c in columns.split(', '))})")
+    for query in (f'drop table if exists {table}', f'create table {table} ({columns})', *([f'insert into {table} values {rows}'] if rows else [])): con.con.execute(query)
 
 def keys_of(db, plan, rows): return db.table_dict[plan.entity_table].iloc[rows][list(db.schema[plan.entity_table].pkey)]
 
@@ -109,30 +123,63 @@ def test_postgres_in_place(seed, postgres):
     in_place(con, by_key(random_database(seed)), seed)
     con.disconnect()
 
-def test_spark_in_place(tmp_path):
+@pytest.fixture(scope='module')
+def spark(tmp_path_factory):
+    "A session that lives in New York and compiles nothing, which is faster for a few rows"
     sql = pytest.importorskip('pyspark.sql', reason="needs pyspark: pip install 'rdbpfn[spark]'")
     if not shutil.which('java'): pytest.skip('Spark needs Java')
-    kinds = dict(number=sql.types.DoubleType(), boolean=sql.types.BooleanType(), datetime=sql.types.TimestampType())
-    options = {'spark.ui.enabled': 'false', 'spark.sql.warehouse.dir': str(tmp_path), 'spark.sql.session.timeZone': 'UTC', 'spark.sql.shuffle.partitions': '1'}
+    options = {'spark.ui.enabled': 'false', 'spark.sql.warehouse.dir': str(tmp_path_factory.mktemp('spark')), 'spark.sql.session.timeZone': 'America/New_York', 'spark.sql.shuffle.partitions': '1', 'spark.default.parallelism': '1',
+               'spark.sql.codegen.wholeStage': 'false', 'spark.sql.codegen.factoryMode': 'NO_CODEGEN', 'spark.sql.adaptive.enabled': 'false'}
     builder = sql.SparkSession.builder.master('local[1]')
     for k, v in options.items(): builder = builder.config(k, v)
-    session, db = builder.getOrCreate(), by_key(shop())
-    for t in db.schema.names:
-        table = stored(db, t)
-        fields = [sql.types.StructField(c.name, kinds.get(c.kind) or (sql.types.LongType() if pa.types.is_integer(table[c.name].type) else sql.types.StringType())) for c in db.schema[t].columns]
-        session.createDataFrame([tuple(r.values()) for r in table.to_pylist()], sql.types.StructType(fields)).createOrReplaceTempView(t)
-    plan = plan_features(db.schema, 'customers', 1, aggs=feature_set('full', (30,)))
-    plan = plan.select([n for n in plan.names if 'recipient' not in n and 'referred' not in n])
-    rows, cutoffs = np.arange(5), MARCH.repeat(5)
-    same(sql_features(ibis.pyspark.connect(session), plan, keys_of(db, plan, rows), cutoffs), compute_features(db, plan, rows, cutoffs))
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel('ERROR')
+    yield session
     session.stop()
 
-def test_flights_in_sql():
-    db, task = flights(), load_task('flight-late15')
-    some = task.test.sample(40, random_state=1)
+ENGINES = ['duckdb', 'sqlite', 'postgres', 'spark']
+
+@pytest.fixture
+def empty(request, tmp_path):
+    "Function: the name of an engine -> a connection that sees no tables, in a session that lives in New York"
+    made = []
+    def connect(engine):
+        if engine == 'sqlite': return ibis.sqlite.connect()
+        if engine == 'spark':
+            session = request.getfixturevalue('spark')
+            con = ibis.pyspark.connect(session)
+            for t in con.list_tables(): session.catalog.dropTempView(t)
+            return con
+        con = ibis.duckdb.connect(tmp_path/f'{len(made)}.duckdb') if engine == 'duckdb' else request.getfixturevalue('postgres')()
+        made.append(con)
+        if engine == 'postgres':
+            for t in con.list_tables(): con.drop_table(t)
+        con.con.execute("set time zone 'America/New_York'")
+        return con
+    yield connect
+    for con in made: con.disconnect()
+
+@pytest.mark.parametrize('seed', range(int(os.environ.get('RDBPFN_SPARK', 40))) if LONG else [10, 14])
+def test_spark_in_place(seed, empty): in_place(empty('spark'), by_key(random_database(seed)), seed, 40 if LONG else 6)
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_parallel_paths_in_place(engine, empty):
+    "The shop, whose orders meet a customer on several paths"
+    db = by_key(shop())
+    plan = plan_features(db.schema, 'customers', aggs=feature_set('full', (30,)))
+    if engine == 'spark': plan = plan.select(plan.names[::40])
+    rows, cutoffs = np.arange(5), MARCH.repeat(5)
+    same(sql_features(fill(empty(engine), db), plan, keys_of(db, plan, rows), cutoffs), compute_features(db, plan, rows, cutoffs))
+
+@pytest.mark.parametrize('engine', ['memory', 'duckdb', 'sqlite', 'postgres'])
+def test_flights_in_sql(engine, empty):
+    db, task = by_key(flights()), load_task('flight-late15')
+    some = task.test.sample(40 if engine == 'memory' else 10, random_state=1)
     rows, cutoffs = db.row_of(task.entity_table, some[task.entity_col]), some[task.time_col]
     plan = plan_features(db.schema, task.entity_table, mask=task.mask, aggs=feature_set('full', (7, 30)))
-    same(sql_features(db, plan, rows, cutoffs), compute_features(db, plan, rows, cutoffs))
+    if engine != 'memory': plan = plan.select(plan.names[::12])
+    source, asked = (db, rows) if engine == 'memory' else (fill(empty(engine), db), keys_of(db, plan, rows))
+    same(sql_features(source, plan, asked, cutoffs), compute_features(db, plan, rows, cutoffs))
 
 # the future
 
@@ -140,6 +187,45 @@ def test_flights_in_sql():
 def test_the_future_changes_nothing_in_sql(seed):
     db, other, plan, rows, cutoffs = past_and_future(seed, 60)
     identical(sql_features(db, plan, rows, cutoffs), sql_features(other, plan, rows, cutoffs))
+
+FUTURES = {'duckdb': (range(6), 60), 'sqlite': (range(6), 60), 'postgres': (range(6), 60), 'spark': ([4], 5)}
+
+@pytest.mark.parametrize('engine, seed, n', [(e, s, n) for e, (some, n) in FUTURES.items() for s in (range(30) if LONG and e != 'spark' else some)])
+def test_the_future_changes_nothing_in_place(engine, seed, n, empty):
+    "The same keys before and after another history from the cutoff on, bit by bit"
+    db, other, plan, rows, cutoffs = past_and_future(seed, n)
+    keys = keys_of(db, plan, rows)
+    assert keys.equals(keys_of(other, plan, rows))
+    identical(*(sql_features(fill(empty(engine), d), plan, keys, cutoffs) for d in (db, other)))
+
+BEFORE = np.datetime64('2020-01-07T00:00:00', 'ns')
+
+@pytest.mark.parametrize('engine, seed', [(e, s) for e in ('memory', 'duckdb', 'sqlite') for s in range(20 if LONG else 5)] + [('postgres', 0), ('postgres', 1)])
+def test_nothing_exists_from_a_moment_on(engine, seed, empty):
+    "`before` is `Database.upto` in place, with and without cutoffs"
+    db = by_key(random_database(seed))
+    plan, rows, cutoffs = request(db, seed, n_features=25, aggs=FULL)
+    times = db.times(plan.entity_table)
+    if times is not None: rows, cutoffs = (x[times[rows] < BEFORE] for x in (rows, cutoffs))
+    if not len(rows): return
+    past, keys = db.upto(BEFORE), keys_of(db, plan, rows)
+    then = past.row_of(plan.entity_table, keys.iloc[:, 0] if keys.shape[1] == 1 else keys)
+    source, asked = (db, rows) if engine == 'memory' else (fill(empty(engine), db), keys)
+    if not plan.reads_history_of_mask or not (times[rows] < cutoffs).any(): same(sql_features(source, plan, asked, cutoffs, before=BEFORE), compute_features(past, plan, then, cutoffs))
+    paper = request(db, seed, n_features=15)[0]
+    if not paper.reads_history_of_mask: same(sql_features(source, paper, asked, before=BEFORE), compute_features(past, paper, then))
+
+def test_before_hides_rows_and_needs_a_moment():
+    "A row of the entity's own table that is cut is not there; neither is a row without a time"
+    db = Database.from_frames({'p': pd.DataFrame({'id': [1, 2]}), 'c': pd.DataFrame({'id': [1, 2, 3], 'p': [1, 1, 1], 'time': [DAYS[0], DAYS[5], None]})}, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})
+    plan, own = plan_features(db.schema, 'p').select(['COUNT(c)']), plan_features(db.schema, 'c').select(['p.COUNT(c)'])
+    for source in (db, fill(ibis.duckdb.connect(), db)):
+        keys = [0, 1] if source is db else [1, 2]
+        for before, n in ((None, 3), (DAYS[5], 1), (DAYS[5].tz_localize('UTC').tz_convert('Asia/Tokyo'), 1), ('2020-01-07', 2), (DAYS[0], 0), ('9999-01-01', 2)):
+            assert sql_features(source, plan, keys, before=before)['COUNT(c)'].tolist() == [n, 0], before
+        with pytest.raises(InputError, match="1 of 2 keys are not in table 'c' before 2020-01-06"): sql_features(source, own, keys, before=DAYS[5])
+        for bad in (5, 'soon', pd.NaT):
+            with pytest.raises(InputError, match='is not a moment in time'): sql_features(source, plan, keys, before=bad)
 
 # where tables are
 
@@ -166,17 +252,91 @@ def test_bigger_than_memory(tmp_path):
     cutoffs = pd.Timestamp('2020-03-01') + pd.to_timedelta(rows, 'D')
     same(sql_features(con, plan, rows, cutoffs), compute_features(db, plan, rows, cutoffs))
 
-def test_times_of_every_kind():
-    "The same moments as timestamps of three precisions, with a zone, as dates and as text; what is out of range is no time"
-    con, want = ibis.duckdb.connect(), [0, 1, 1]
-    for kind in ('timestamp', 'timestamp_ns', 'timestamp_s', 'timestamptz', 'date', 'varchar'):
-        con.raw_sql('create or replace table p as select 1 as id')
-        con.raw_sql("create or replace table c as select * from (values (1, 1, '2020-01-02'::{0}), (2, 1, null)) t(id, p, time)".format(kind))
-        db = Database.from_frames({'p': pd.DataFrame({'id': [1]}), 'c': pd.DataFrame({'id': [1], 'p': [1], 'time': DAYS[:1]})}, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})
-        at = pd.to_datetime(['2020-01-02', '2020-01-02', '2020-01-03']) + pd.to_timedelta([0, 1, 0], 'ns')
-        assert sql_features(con, plan_features(db.schema, 'p').select(['COUNT(c)']), [1, 1, 1], at)['COUNT(c)'].tolist() == want, kind
-    con.raw_sql("create or replace table c as select 1 as id, 1 as p, timestamp '3020-01-01' as time")
-    assert sql_features(con, plan_features(db.schema, 'p').select(['COUNT(c)']), [1], at[:1])['COUNT(c)'].tolist() == [0]
+KINDS_OF_TIME = dict(duckdb=['timestamp', 'timestamp_ns', 'timestamp_s', 'timestamptz', 'date', 'varchar'], postgres=['timestamp', 'timestamp(3)', 'timestamptz', 'date', 'text', 'varchar(30)'], spark=['timestamp', 'timestamp_ntz', 'date', 'string'], sqlite=['timestamp', 'datetime', 'date', 'text'])
+
+def parents_and_children(*times):
+    "One parent; a child at each time"
+    frames = {'p': pd.DataFrame({'id': [1]}), 'c': pd.DataFrame({'id': range(1, len(times) + 1), 'p': 1, 'time': pd.Series(times, dtype=object)})}
+    return Database.from_frames(frames, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})
+
+def count_children(con, at, *times, kind='varchar(40)'):
+    "How many of the children at `times`, literals in SQL, are seen"
+    put(con, 'p', 'id integer', '(1)')
+    put(con, 'c', f'id integer, p integer, time {kind}', ', '.join(f'({i}, 1, {t})' for i, t in enumerate(times, 1)))
+    return sql_features(con, plan_features(parents_and_children(DAYS[0]).schema, 'p').select(['COUNT(c)']), [1]*len(at), at)['COUNT(c)'].tolist()
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_times_of_every_kind(engine, empty):
+    "The same moments as timestamps of every precision, with a zone, as dates and as text, in a session that lives in New York; what is out of range is no time"
+    con, at = empty(engine), pd.to_datetime(['2020-01-02', '2020-01-02', '2020-01-03']) + pd.to_timedelta([0, 1, 0], 'ns')
+    for kind in KINDS_OF_TIME[engine]:
+        text = "'2020-01-02 00:00:00+00'" if kind == 'timestamptz' else "'2020-01-02'"
+        time, null = (f'cast({x} as {kind})' if engine == 'spark' else x for x in (text, 'null'))
+        assert count_children(con, at, time, null, kind=kind) == [0, 1, 1], kind
+    far = "timestamp '3020-01-01'" if engine == 'spark' else "'3020-01-01'"
+    assert count_children(con, at[:1], far, kind='timestamp') == [0]
+
+@pytest.mark.parametrize('engine', [*ENGINES, 'folder'])
+def test_times_in_text_keep_their_offset(engine, empty, tmp_path):
+    "04:00 in Greenwich on 1 February, told in many ways, is not seen at its start, here as in memory"
+    con, moment = None if engine == 'folder' else empty(engine), pd.Timestamp('2024-02-01 04:00')
+    at = pd.DatetimeIndex(['2024-02-01', moment, moment + pd.Timedelta(1, 'ns')])
+    for text in ('2024-01-31 23:00:00-05:00', '2024-01-31T23:00:00-05:00', '2024-01-31 23:00:00-05', '2024-02-01T04:00:00Z', '2024-02-01T09:30:00.000000+05:30', '2024-02-01 04:00:00', '2024/02/01 04:00:00')[::2 if engine == 'spark' else 1]:
+        db = parents_and_children(text, text)
+        plan = plan_features(db.schema, 'p').select(['COUNT(c)'])
+        assert compute_features(db, plan, [0, 0, 0], at)['COUNT(c)'].tolist() == [0, 0, 2]
+        if con is not None: assert count_children(con, at, f"'{text}'", f"'{text}'") == [0, 0, 2], text
+        else:
+            (tmp_path/'db').mkdir(exist_ok=True)
+            for name, f in (('p', pd.DataFrame({'id': [1]})), ('c', pd.DataFrame({'id': [1, 2], 'p': 1, 'time': text}))): f.to_parquet(tmp_path/'db'/f'{name}.parquet')
+            assert sql_features(str(tmp_path), plan, [1]*3, at)['COUNT(c)'].tolist() == [0, 0, 2], text
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_text_that_is_no_time_or_half_zoned_is_refused(engine, empty):
+    con = empty(engine)
+    for times, message in ((('2024-01-31 23:00:00-05:00', '2024-01-31 23:00:00'), 'Column c.time has a time zone on 1 of its 2 times'), (('2024-01-31 23:00:00Z', '2024-01-31'), 'has a time zone on 1 of its 2'),
+                           (('2024-01-31 23:00:00+01', '2024-01-31 23:00:00'), 'has a time zone on 1 of its 2'), (('2024-01-31', 'soon'), 'Column c.time should hold times, but 1 values are none in ISO 8601 .such as .soon.'), (('2024-01-31', 'now'), 'such as .now.')):
+        with pytest.raises(InputError, match=message): count_children(con, MARCH, *(f"'{t}'" for t in times))
+        if message.startswith('Column'):
+            with pytest.raises(InputError, match=message): parents_and_children(*times)
+
+def test_columns_that_lost_their_type(tmp_path):
+    "An empty object frame has columns of type null in Parquet, and DuckDB calls them integers"
+    frames = {'p': pd.DataFrame({'id': ['a', 'b'], 'x': [1., 2.]}), 'c': pd.DataFrame({c: [] for c in ('id', 'p', 'v', 'k', 'time')}, dtype=object)}
+    db = Database.from_frames(frames, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'}, {'c': {'v': 'number', 'time': 'datetime'}})
+    (tmp_path/'db').mkdir()
+    for name, f in frames.items(): f.to_parquet(tmp_path/'db'/f'{name}.parquet')
+    for table, keys in (('p', ['a', 'b']), ('c', [])):
+        plan, at = plan_features(db.schema, table, aggs=FULL), DAYS[:len(keys)]
+        same(sql_features(tmp_path, plan, keys, at), compute_features(db, plan, range(len(keys)), at))
+    con = fill(ibis.duckdb.connect(), Database.from_frames({'p': frames['p'], 'c': pd.DataFrame({'id': [1], 'p': ['a'], 'v': [1.], 'k': ['x'], 'time': DAYS[:1]})}, {'p': 'id', 'c': 'id'}))
+    con.raw_sql('update c set p = null; alter table c alter time type integer using null; alter table c alter p type integer using null')
+    assert sql_features(con, plan_features(db.schema, 'p').select(['COUNT(c)']), ['a'], DAYS[:1])['COUNT(c)'].tolist() == [0]
+
+@pytest.mark.parametrize('engine, rule', [('sqlite', 'text collate nocase'), ('duckdb', 'varchar collate nocase'), ('postgres', 'text collate loose'), ('postgres', 'citext')])
+@pytest.mark.parametrize('view', [False, True])
+def test_text_is_compared_byte_by_byte(engine, rule, view, empty):
+    "Keys and values that the database takes for equal are not"
+    con = empty(engine)
+    if engine == 'postgres': con.con.execute('drop view if exists p, c')
+    if rule == 'citext':
+        try: con.con.execute('create extension if not exists citext')
+        except Exception: pytest.skip("needs PostgreSQL's extension citext (Debian's package postgresql brings it)")
+    if engine == 'postgres': con.con.execute("create collation if not exists loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    put(con, 'p', f'id {rule}, x integer', "('A', 1), ('b', 2)")
+    put(con, 'c', f'id integer, p {rule}, k {rule}', "(1, 'A', 'x'), (2, 'a', 'X'), (3, 'A', 'y'), (4, 'A', 'Y'), (5, 'A', 'y'), (6, 'b', 'q'), (7, 'b', 'Q'), (8, 'b', 'Q')")
+    if view:
+        for t in 'pc':
+            con.con.execute(f'alter table {t} rename to {t}0')
+            con.con.execute(f'create view {t} as select * from {t}0')
+    children = pd.DataFrame({'id': range(1, 9), 'p': ['A', 'a', 'A', 'A', 'A', 'b', 'b', 'b'], 'k': ['x', 'X', 'y', 'Y', 'y', 'q', 'Q', 'Q']})
+    db = Database.from_frames({'p': pd.DataFrame({'id': ['A', 'b'], 'x': [1, 2]}), 'c': children}, {'p': 'id', 'c': 'id'}, {'c': {'p': 'p'}}, {}, {'c': {'k': 'category'}})
+    plan = plan_features(db.schema, 'p', aggs=feature_set('full'))
+    same(sql_features(con, plan, ['A', 'b']), compute_features(db, plan, [0, 1]))
+    with pytest.raises(InputError, match='1 of 2 keys are not in'): sql_features(con, plan, ['a', 'b'])
+    if view:
+        for t in 'pc': con.con.execute(f'drop view {t}')
+        for t in 'pc': con.con.execute(f'drop table {t}0')
 
 def test_odd_values_of_duckdb():
     "NaN is null, and infinity is not"
@@ -230,6 +390,55 @@ def test_a_lost_connection_gets_a_sentence(shop_in_duckdb, monkeypatch):
     monkeypatch.setattr(shop_in_duckdb, 'to_pyarrow', breaking)
     with pytest.raises(InputError, match='could not compute the features .server closed the connection'): sql_features(shop_in_duckdb, plan, ['ada'], MARCH)
 
+class Dead:
+    "A connection that answers so many times, and then no more"
+    def __init__(self, con, left): self.con, self.left = con, left
+    def __call__(self, *args, **options):
+        self.left -= 1
+        if self.left < 0: raise OSError('server closed the connection unexpectedly')
+        return self.con(*args, **options)
+
+@pytest.mark.parametrize('engine', ['duckdb', 'sqlite'])
+def test_a_connection_that_breaks_anywhere_gets_a_sentence(engine, empty, monkeypatch):
+    "After each number of answers, in the checks, the temporary tables and the features"
+    con = fill(empty(engine), shop())
+    plan = plan_features(shop().schema, 'customers').select(['COUNT(orders[customer_id])', 'MEAN(orders[customer_id].paid)'])
+    sql_features(con, plan, ['ada'], MARCH)
+    for name in ('to_pyarrow', 'list_tables', 'table', 'create_table'):
+        for left in range(20):
+            with monkeypatch.context() as m:
+                dying = Dead(getattr(con, name), left)
+                m.setattr(con, name, dying)
+                try: sql_features(con, plan, ['ada'], MARCH)
+                except InputError as e: assert 'could not compute the features (server closed' in str(e)
+            if dying.left >= 0: break
+        assert dying.left >= 0
+
+@pytest.mark.parametrize('engine', ['duckdb', 'sqlite'])
+def test_a_closed_connection_gets_a_sentence(engine, empty):
+    con = fill(ibis.duckdb.connect() if engine == 'duckdb' else empty(engine), shop())
+    con.con.close()
+    with pytest.raises(InputError, match=f'{engine} could not compute the features'): open_store(con, plan_features(shop().schema, 'customers'))
+    with pytest.raises(InputError, match=f'{engine} could not compute the features'): sql_features(con, plan_features(shop().schema, 'customers'), ['ada'], MARCH)
+
+def test_files_that_are_no_database_get_a_sentence(tmp_path):
+    plan = plan_features(shop().schema, 'customers')
+    for name, content, message in (('notes.db', b'hello world, no database at all '*9, "notes.db' is neither a DuckDB nor a SQLite file"), ('empty.db', b'', "no table 'customers'"),
+                                   ('torn.db', b'SQLite format 3\0' + b'x'*99, 'torn.db could not compute the features'), ('torn.duckdb', b'12345678DUCK' + b'x'*99, 'torn.duckdb could not compute the features')):
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(InputError, match=message): sql_features(tmp_path/name, plan, ['ada'], MARCH)
+    (tmp_path/'folder'/'db').mkdir(parents=True)
+    for t in shop().schema.names: (tmp_path/'folder'/'db'/f'{t}.parquet').write_text('no Parquet')
+    with pytest.raises(InputError, match='folder could not compute the features'): sql_features(tmp_path/'folder', plan, ['ada'], MARCH)
+
+def test_no_sentence_repeats_a_password(monkeypatch):
+    "Whatever the driver puts into its own message, in whatever form"
+    def leaking(url): raise OSError(f'cannot reach {url} as anna with s3cret&more')
+    for url in ('postgresql://anna:s3cret%26more@host/shop', 'snowflake://anna@host/shop?password=s3cret%26more&role=x', 'postgresql://anna:s3cret&more@[host/shop'):
+        monkeypatch.setattr('rdbpfn.store._connect', leaking)
+        with pytest.raises(InputError, match='could not compute the features .cannot reach') as e: sql_features(url, plan_features(shop().schema, 'customers'), ['ada'], MARCH)
+        assert 's3cret' not in str(e.value) and e.value.__cause__ is None and e.value.__suppress_context__
+
 @pytest.mark.parametrize('source', ['postgresql://anna:s3cret@127.0.0.1:1/shop', 'nosuch://anna:s3cret@host/shop', 'no/such/file.db'])
 def test_a_source_that_is_not_there_gets_a_sentence_without_secrets(source):
     with pytest.raises(InputError) as e: sql_features(source, plan_features(shop().schema, 'customers'), ['ada'], MARCH)
@@ -253,6 +462,15 @@ def test_the_sql_of_a_feature_runs_as_it_stands(shop_in_duckdb):
     for name in ('COUNT(orders[customer_id])', 'LAST(orders[customer_id].channel)', 'SHARE(orders[customer_id].channel)', 'MEAN(orders[customer_id].COUNT(items))', 'customers[referred_by].age', 'COUNT_30D(orders[customer_id])'):
         got = shop_in_duckdb.raw_sql(plan.sql(name)).fetchall()[0][1]
         assert got == want[name][0] or pd.isna(want[name][0]) and got is None, name
+
+def test_a_table_called_rows_is_not_the_request():
+    "The request takes another name, whatever the case of the table's"
+    for name, request_name in (('rows', 'rows_'), ('Rows', 'rows_'), ('lines', 'rows')):
+        db = Database.from_frames({'p': pd.DataFrame({'id': [1, 2]}), name: pd.DataFrame({'rid': [1, 2], 'p': [1, 1]})}, {'p': 'id', name: 'rid'}, {name: {'p': 'p'}})
+        con, plan = fill(ibis.duckdb.connect(), db), plan_features(db.schema, 'p').select([f'COUNT({name})'])
+        con.create_table(request_name, pd.DataFrame({'pid': [0, 1], 'cut': 0, 'key0': [1, 2]}))
+        assert sorted(con.raw_sql(plan.sql(plan.names[0], timed=False)).fetchall()) == [(0, 2), (1, 0)]
+        assert sql_features(con, plan, [1, 2])[plan.names[0]].tolist() == [2, 0]
 
 def test_a_table_without_key_has_no_last_row_of_equal_times():
     db = Database.from_frames({'p': pd.DataFrame({'id': [1]}), 'c': pd.DataFrame({'p': [1, 1], 'x': [1., 2.], 'time': DAYS[[0, 0]]})}, {'p': 'id'}, {'c': {'p': 'p'}}, {'c': 'time'})

@@ -41,8 +41,8 @@ def test_contexts_are_reproducible_subsets_of_one_length(policy, size):
     a, b = draw(), draw()
     assert len({len(c) for c in a}) == 1 and len(a[0]) <= size and all(np.array_equal(x, y) for x, y in zip(a, b))
     for c in a: assert len(np.unique(c)) == len(c) and (np.diff(c) > 0).all()
-    if policy == 'balanced': assert np.ptp(np.bincount(codes[a[0]])) == 0
-    elif size < 300: assert len(a[0]) == size
+    assert len(a[0]) == min(size, 300)
+    if policy == 'balanced' and size <= 60: assert np.ptp(np.bincount(codes[a[0]])) == 0
 
 
 def test_recency_prefers_late_rows_and_recent_takes_only_those():
@@ -50,6 +50,13 @@ def test_recency_prefers_late_rows_and_recent_takes_only_those():
     codes = np.arange(1000) % 2
     mean = {p: np.mean(draw_contexts(p, codes, times, 100, 20, np.random.RandomState(0))) for p in ('random', 'recency', 'recent')}
     assert abs(mean['random'] - 499.5) < 20 and 560 < mean['recency'] < 800 and mean['recent'] == 949.5
+
+
+@pytest.mark.parametrize('counts, size, want', [((80, 19, 1), 20, (10, 9, 1)), ((5, 500), 100, (5, 95)), ((40, 60), 100, (40, 60)), ((300, 20, 300), 90, (35, 20, 35)), ((3, 3, 3), 4, (1, 1, 2))])
+def test_balanced_contexts_are_full_and_as_equal_as_they_can_be(counts, size, want):
+    codes = np.repeat(np.arange(len(counts)), counts)
+    rows, = draw_contexts('balanced', codes, None, size, 1, np.random.RandomState(0))
+    assert sorted(np.bincount(codes[rows])) == sorted(want) and len(rows) == size
 
 
 def test_balanced_contexts_with_corrected_odds_keep_the_base_rate(net):

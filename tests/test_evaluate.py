@@ -1,17 +1,18 @@
 """The protocol's parts against hand-made cases: support draws, regimes, shared features, processes, failures, resume, missing cells."""
-import json, os, signal, subprocess, sys, time, warnings
+import json, multiprocessing, os, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from rdbpfn import evaluate as ev
-from rdbpfn.baselines import make_model
-from rdbpfn.benchmarks import Entry
+from rdbpfn.baselines import in_processes, make_model
+from rdbpfn.benchmarks import Entry, OneTable
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.dfs import plan_features
 from rdbpfn.dfs_tensor import compute_features
-from rdbpfn.evaluate import FewShot, SingleTable, calibration_error, draw_support, evaluate, in_processes, run_cell, run_suite, score, side_by_side, task_features
+from rdbpfn.evaluate import FewShot, SingleTable, calibration_error, draw_support, evaluate, run_cell, run_suite, score, side_by_side, task_features
 from rdbpfn.examples import Task
-from rdbpfn.records import KEY, as_table, current, key_of, read_records, summary
+from rdbpfn.records import KEY, as_table, current, key_of, read_records, summary, weights_id
 
 
 @pytest.fixture(scope='module')
@@ -107,13 +108,15 @@ def test_frozen_keeps_the_row_of_an_event(folder):
 
 
 def test_features_are_made_once_and_only_where_needed(task, tmp_path, monkeypatch):
-    made = []
-    real = ev.task_features
-    monkeypatch.setattr(ev, 'task_features', lambda t, frame, *a: made.append(len(frame)) or real(t, frame, *a))
+    made, plans, cuts = [], [], []
+    real, plan, cut = ev.features_as_of, ev.plan_features, ev.freeze
+    monkeypatch.setattr(ev, 'features_as_of', lambda db, plan, rows, *a: made.append(len(rows)) or real(db, plan, rows, *a))
+    monkeypatch.setattr(ev, 'plan_features', lambda *a, **k: plans.append(1) or plan(*a, **k))
+    monkeypatch.setattr(ev, 'freeze', lambda *a: cuts.append(1) or cut(*a))
     protocol = FewShot(task, n_shots=(10, 20), n_draws=3, max_depth=1)
     evaluate(protocol, dict(a='constant', b='logistic'), tmp_path/'r.jsonl')
     union = {i for d in range(3) for i in protocol.support(20, d)}
-    assert made == [len(union), len(task.test)]
+    assert made == [len(union), len(task.test)] and len(plans) == len(cuts) == 1, 'planned, and the database cut, once for both'
     evaluate(FewShot(task, n_shots=(10, 20), n_draws=3, max_depth=1), dict(a='constant', b='logistic'), tmp_path/'r.jsonl')
     assert len(made) == 2, 'nothing to run, so nothing to compute'
 
@@ -154,32 +157,61 @@ def test_max_query_is_a_fixed_subset(task):
 
 
 class Fails:
-    "A model that gives up on the second draw"
+    "A model that gives up on the second draw of its first run, and on `again` later ones; a file counts, for it runs in other processes"
     def fit(self, X, y):
-        if len(runs) == 1 and not runs.append(0): raise MemoryError('3 TB wanted')
-        runs.append(1)
+        with log.open('a') as f: f.write('.')
+        n = len(log.read_text())
+        if n == 2: raise MemoryError('3 TB wanted')
+        if 3 < n <= 3 + again: raise MemoryError(f'{n} TB wanted') if n != 6 else KeyError('something else')
         return self
     def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
 
-runs = []
+log, again = None, 0
 
 
-def test_failure_is_recorded_and_tried_again(task, tmp_path):
+def set_up_failures(tmp_path, monkeypatch, n):
+    monkeypatch.setattr(sys.modules[__name__], 'log', tmp_path/'log')
+    monkeypatch.setattr(sys.modules[__name__], 'again', n)
+
+
+def test_failure_is_recorded_and_tried_again(task, tmp_path, monkeypatch):
+    set_up_failures(tmp_path, monkeypatch, 0)
     out, models, protocol = tmp_path/'r.jsonl', dict(f=f'{__name__}:Fails', c='constant'), FewShot(task, n_shots=(20,), n_draws=3, max_depth=1)
-    runs.clear()
     made = evaluate(protocol, models, out)
     bad = [r for r in made if 'error' in r]
     assert len(made) == 6 and [(r['model'], r['draw'], r['error']) for r in bad] == [('f', 1, 'MemoryError: 3 TB wanted')] and 'auc' not in bad[0]
-    assert '0.500 ± 0.000 (2 of 3)' in as_table(made, 3).to_string()
+    assert '— (2 of 3)' in as_table(made, 3).to_string() and '0.500 ± 0.000' in as_table(made, 3).to_string()
     assert [(r['model'], r['draw'], 'auc' in r) for r in evaluate(protocol, models, out)] == [('f', 1, True)]
     assert len(read_records(out)) == 6 and summary(read_records(out), 3).missing.sum() == 0
     assert len(out.read_text().splitlines()) == 7, 'the failure stays on record'
 
 
+def test_the_same_failure_is_written_once(task, tmp_path, monkeypatch):
+    "Four more runs fail (the third in another way): one line for each way, not for each run, and then the score"
+    set_up_failures(tmp_path, monkeypatch, 4)
+    out, models, protocol = tmp_path/'r.jsonl', dict(f=f'{__name__}:Fails'), FewShot(task, n_shots=(20,), n_draws=3, max_depth=1)
+    sizes = []
+    for _ in range(7):
+        made = evaluate(protocol, models, out)
+        sizes.append((len(out.read_text().splitlines()), len(made)))
+    assert sizes == [(3, 3), (3, 1), (3, 1), (4, 1), (5, 1), (6, 1), (6, 0)]
+    assert all('auc' in r for r in read_records(out))
+
+
 def test_one_class_and_too_few_rows_are_records(task, tmp_path):
-    protocol = FewShot(task, n_shots=(1, 10**6), n_draws=1, max_depth=1)
-    errors = [r['error'] for r in evaluate(protocol, dict(c='constant'), tmp_path/'r.jsonl')]
-    assert errors[0].startswith('one class') and '300 rows to draw from' in errors[1]
+    protocol, out = FewShot(task, n_shots=(1, 10**6), n_draws=2, max_depth=1), tmp_path/'r.jsonl'
+    errors = [r['error'] for r in evaluate(protocol, dict(c='constant'), out)]
+    assert errors[0].startswith('one class') and '300 rows to draw from' in errors[2]
+    before = out.read_text()
+    assert evaluate(protocol, dict(c='constant'), out) == [] and out.read_text() == before, 'what can never run is done'
+
+
+def test_questions_of_one_class_are_not_tried_again(task, tmp_path):
+    frame = pd.DataFrame(dict(x=np.arange(1000.), y=np.arange(1000) == draw_support('t', 1000, 1000, 0)[0]))
+    protocol = SingleTable('t', frame, 'y', n_draws=1)
+    (record,) = evaluate(protocol, dict(c='constant'), tmp_path/'r.jsonl')
+    assert record['error'].startswith('NoScore: The 300 query rows hold only one class')
+    assert evaluate(protocol, dict(c='constant'), tmp_path/'r.jsonl') == []
 
 
 def test_certainty_has_a_price():
@@ -280,11 +312,11 @@ def test_parallel_records_are_the_serial_ones(task, tmp_path):
 
 
 def test_features_are_made_once_for_all_processes(task, tmp_path, monkeypatch):
-    real, log = ev.task_features, tmp_path/'calls'
+    real, log = ev.features_as_of, tmp_path/'calls'
     def noted(*args):
         with log.open('a') as f: f.write(f'{os.getpid()}\n')
         return real(*args)
-    monkeypatch.setattr(ev, 'task_features', noted)
+    monkeypatch.setattr(ev, 'features_as_of', noted)
     evaluate(FewShot(task, n_shots=(20,), n_draws=3, max_depth=1), dict(a='constant', b='logistic'), tmp_path/'r.jsonl', 3)
     assert log.read_text().split() == [str(os.getpid())]*2
 
@@ -297,14 +329,16 @@ class Hungry:
     def predict_proba(self, X): return np.tile([.4, .6], (len(X), 1))
 
 
-def test_a_killed_process_is_one_record(task, tmp_path):
+@pytest.mark.parametrize('processes', (1, 2))
+def test_a_killed_process_is_one_record(task, tmp_path, processes):
     protocol = FewShot(task, n_shots=(21,), n_draws=8, max_depth=1)
-    made = evaluate(protocol, dict(h=f'{__name__}:Hungry', c='constant'), tmp_path/'r.jsonl', 2)
+    made = evaluate(protocol, dict(h=f'{__name__}:Hungry', c='constant'), tmp_path/'r.jsonl', processes)
     odd = {d for d in range(8) if protocol.cell(21, d)[1].sum() % 2}
     assert 0 < len(odd) < 8 and len(made) == 16
     assert {r['draw'] for r in made if 'error' in r} == odd
     assert {r['error'] for r in made if 'error' in r} == {'killed: the process ended with status -9 (out of memory?)'}
     assert all('auc' in r for r in made if r['model'] == 'c')
+    assert all('error' in r for r in read_records(tmp_path/'r.jsonl') if r['model'] == 'h' and r['draw'] in odd), 'the kill is on record'
 
 
 class Starved:
@@ -351,7 +385,7 @@ def _alive(group):
 
 def test_features_that_fail_are_records(task, tmp_path, monkeypatch):
     def broken(*a): raise MemoryError('the features')
-    monkeypatch.setattr(ev, 'task_features', broken)
+    monkeypatch.setattr(ev, 'features_as_of', broken)
     made = evaluate(FewShot(task, n_shots=(20,), n_draws=2, max_depth=1), dict(a='constant'), tmp_path/'r.jsonl', 2)
     assert [r['error'] for r in made] == ['MemoryError: the features']*2
 
@@ -361,23 +395,115 @@ def test_features_that_fail_are_records(task, tmp_path, monkeypatch):
 def as_suite(monkeypatch, entries): monkeypatch.setattr(ev, 'load_suite', lambda name, data: entries)
 
 
+@pytest.mark.filterwarnings('error')
 def test_a_suite_says_when_sizes_differ(task, tmp_path, monkeypatch):
     as_suite(monkeypatch, [Entry('rel-f1/driver-top3', lambda: task), Entry('sales/by-shop', lambda: task)])
     said = []
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        made = run_suite('any', tmp_path/'r.jsonl', ['constant'], processes=1, say=said.append, n_shots=(20,), n_draws=1)
+    made = run_suite('any', tmp_path/'r.jsonl', ['constant'], processes=1, say=said.append, n_shots=(20,), n_draws=1)
     assert made[0]['note'].startswith('sizes differ from the published ones (train 300 instead of 1,353') and 'note' not in made[1]
     assert [r['task'] for r in made] == ['rel-f1/driver-top3', 'sales/by-shop'] and 'sizes differ' in said[0]
     assert [r['n_query'] for r in made] == [len(task.test)]*2
 
 
-def test_a_task_that_cannot_be_had_is_passed_over(task, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings('error')
+def test_a_task_or_model_that_cannot_be_had_is_passed_over(task, tmp_path, monkeypatch):
     def gone(): raise InputError('no network.')
-    as_suite(monkeypatch, [Entry('a/gone', gone), Entry('a/here', lambda: task)])
-    with pytest.warns(UserWarning, match='a/gone is left out: no network'):
-        made = run_suite('any', tmp_path/'r.jsonl', ['constant'], processes=1, n_shots=(20,), n_draws=1)
-    assert [r['task'] for r in made] == ['a/here']
+    as_suite(monkeypatch, [Entry('a/gone', gone), Entry('a/away', gone), Entry('a/here', lambda: task), Entry('a/late', gone)])
+    monkeypatch.setitem(sys.modules, 'tabpfn', None)
+    said = []
+    made = run_suite('any', tmp_path/'r.jsonl', ['constant', 'tabpfn'], processes=1, say=said.append, n_shots=(20,), n_draws=1)
+    assert [(r['task'], r['model']) for r in made] == [('a/here', 'constant')]
+    assert said[0].startswith("tabpfn is left out. The package 'tabpfn' is not installed: pip install tabpfn")
+    assert said[1:3] + said[4:] == [f'a/{n} is left out: no network.' for n in ('gone', 'away', 'late')] and said[3].startswith('a/here, seed: 1 cells')
+
+
+def test_nothing_to_be_had_is_an_error(task, tmp_path, monkeypatch):
+    said, out = [], tmp_path/'r.jsonl'
+    monkeypatch.setitem(sys.modules, 'relbench', None)
+    with pytest.raises(InputError, match=r"Nothing of the suite 'relbench' can be had: RelBench is not installed: pip install"): run_suite('relbench', out, ['constant'], say=said.append)
+    monkeypatch.setitem(sys.modules, 'tabpfn', None)
+    with pytest.raises(InputError, match='None of the models tabpfn can be run here'): run_suite('flights', out, ['tabpfn'], say=said.append)
+    assert len(said) == 1 and not out.exists()
+
+
+@pytest.mark.parametrize('bad, message', ((dict(features='nosuch'), 'choose from paper, recent, full'), (dict(max_query=-5), 'questions must be 1 or more, got -5'), (dict(n_draws=0), 'draws must be 1 or more, got 0'),
+                                          (dict(n_shots=(64, 0)), 'shots must be 1 or more, got 0'), (dict(n_shots=()), 'shots must be 1 or more'), (dict(regimes=('seed', 'frosen')), 'frozen'), (dict(split='train'), 'val'),
+                                          (dict(processes=-1), 'processes must be 1 or more, or 0')))
+def test_bad_options_are_refused_before_anything_is_done(bad, message, tmp_path, monkeypatch):
+    def never(*a): raise AssertionError('opened')
+    monkeypatch.setattr(ev, 'load_suite', never)
+    with pytest.raises(InputError, match=message): run_suite('flights', tmp_path/'r.jsonl', ['constant'], **bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_protocols_refuse_bad_options(task):
+    for bad in (dict(features='nosuch'), dict(max_query=0), dict(n_draws=0), dict(n_shots=(0,))):
+        with pytest.raises(InputError): FewShot(task, **bad)
+    with pytest.raises(InputError, match='draws'): SingleTable('t', pd.DataFrame(dict(x=[1, 2], y=[0, 1])), 'y', n_draws=0)
+    with pytest.raises(InputError, match='At least 1 process'): list(in_processes(slow_square, [(1,)], 0))
+
+
+def test_predictions_of_a_suite(task, tmp_path, monkeypatch):
+    "A file for each task, model, regime and number of shots, of draw 0; what is missing is made again, what is there is not, and the records stay as they are"
+    table = SingleTable('t', pd.DataFrame(dict(x=np.arange(60.), y=np.arange(60) % 2)), 'y')
+    as_suite(monkeypatch, [Entry('rel-a/b', lambda: replace(task)), Entry('single/t', lambda: OneTable('t', table.frame))])
+    out, to = tmp_path/'r.jsonl', tmp_path/'sub'
+    how = dict(processes=1, say=lambda text: None, regimes=('seed', 'frozen'), n_shots=(20, 30, 10**6), n_draws=2, max_query=None)
+    run_suite('any', out, ['constant', 'logistic'], **how)
+    before = out.read_text()
+    made = run_suite('any', out, ['constant', 'logistic'], predictions=to, **how)
+    assert out.read_text() == before and len(made) == 8, 'draw 0 of two models, regimes and numbers of shots was asked once more, for its answers'
+    assert {str(f.relative_to(to)) for f in to.rglob('*.csv')} == {f'{m}_{r}_dfs-2_{n}/rel-a__b.csv' for m in ('constant', 'logistic') for r in ('seed', 'frozen') for n in (20, 30)}
+    file = to/'logistic_frozen_dfs-2_30'/'rel-a__b.csv'
+    got = pd.read_csv(file, parse_dates=['at'])
+    assert list(got) == ['shop', 'at', 'even'] and (got[['shop', 'at']] == task.test[['shop', 'at']].reset_index(drop=True)).all(None)
+    auc, = (r['auc'] for r in read_records(out) if (r['model'], r['regime'], r['n_shots'], r['draw'], r['task']) == ('logistic', 'frozen', 30, 0, 'rel-a/b'))
+    assert score(task.test.even.to_numpy(), got.even.to_numpy())['auc'] == pytest.approx(auc), 'the very answers that were scored'
+    file.unlink()
+    (made,) = run_suite('any', out, ['constant', 'logistic'], predictions=to, **how)
+    assert file.exists() and (made['model'], made['regime'], made['n_shots'], made['draw']) == ('logistic', 'frozen', 30, 0)
+    assert 'p' not in made and out.read_text() == before and not list(to.rglob('*.tmp'))
+    assert run_suite('any', out, ['constant', 'logistic'], predictions=to, **how) == []
+
+
+def test_a_crash_between_predictions_and_record_loses_nothing(task, tmp_path, monkeypatch):
+    protocol, out = FewShot(replace(task, name='rel-a/b'), n_shots=(20,), n_draws=1), tmp_path/'r.jsonl'
+    def crash(*a): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(ev, 'append_record', crash)
+        with pytest.raises(KeyboardInterrupt): evaluate(protocol, dict(c='constant'), out, predictions=tmp_path/'sub')
+    assert len(list((tmp_path/'sub').rglob('*.csv'))) == 1 and not out.exists()
+    assert len(evaluate(protocol, dict(c='constant'), out, predictions=tmp_path/'sub')) == 1 and len(read_records(out)) == 1
+
+
+def test_predictions_want_every_question(task, tmp_path, monkeypatch):
+    for bad in (dict(), dict(max_query=50), dict(max_query=None, split='val')):
+        with pytest.raises(InputError, match='every row of the test split'): run_suite('flights', tmp_path/'r.jsonl', ['constant'], predictions=tmp_path/'sub', **bad)
+    twice = replace(task, test=pd.concat([task.test, task.test[:3]]))
+    as_suite(monkeypatch, [Entry('rel-a/b', lambda: twice)])
+    with pytest.raises(InputError, match='3 test rows repeat'): run_suite('any', tmp_path/'r.jsonl', ['constant'], predictions=tmp_path/'sub', max_query=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_submission_folders_name_their_setting(tmp_path):
+    about = dict(model='rdbpfn', weights=weights_id('rdbpfn'), regime='seed', features='dfs-2', n_shots=64)
+    assert ev.submission_folder(tmp_path, about) == tmp_path/f"rdbpfn_{about['weights']}_seed_dfs-2_64"
+    assert len({ev.submission_folder(tmp_path, about | d) for d in (dict(), dict(model='a/b'), dict(weights='0'), dict(regime='frozen'), dict(features='full-2'), dict(n_shots=65))}) == 6
+    assert ev.submission_folder(tmp_path, about | dict(model='../x')).parent == tmp_path
+
+
+def test_cells_run_outside_even_one_at_a_time():
+    assert {pid for _, pid in in_processes(lambda i: os.getpid(), [(i,) for i in range(4)], 1)}.isdisjoint({os.getpid()})
+
+
+def test_without_fork_cells_run_here(monkeypatch):
+    monkeypatch.setattr(multiprocessing, 'get_all_start_methods', lambda: ['spawn'])
+    assert list(in_processes(lambda i: os.getpid(), [(0,)], 2)) == [((0,), os.getpid())]
+
+
+def test_an_open_gpu_is_not_forked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    assert list(in_processes(lambda i: os.getpid(), [(0,)], 2)) == [((0,), os.getpid())]
 
 
 def test_a_suite_resumes(task, tmp_path, monkeypatch):
@@ -415,4 +541,6 @@ def test_calibration_error_against_its_definition():
 
 def test_old_records_without_a_measure_are_read(tmp_path):
     old = dict(zip(KEY, ('t', 'a', None, 64, 0, 'seed', 'dfs-2', 'test', 9)), auc=.5, log_loss=.7)
-    assert np.isnan(summary([old], 1).ece[0]) and summary([old, dict(old, draw=1, ece=.1)], 2).ece[0] == pytest.approx(.1)
+    new = dict(old, draw=1, ece=.1)
+    assert np.isnan(summary([old], 1).ece[0]) and np.isnan(summary([old, new], 2).ece[0]), 'a mean over some of the draws is no mean'
+    assert summary([dict(old, ece=.3), new], 2).ece[0] == pytest.approx(.2)

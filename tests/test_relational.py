@@ -12,6 +12,7 @@ from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import DATA, load_task
+from rdbpfn.in_place import InPlace, open_database
 from rdbpfn.questions import labelled, questions, task_from_sql
 from rdbpfn.relational import RelationalClassifier, RelationalRegressor
 
@@ -267,6 +268,54 @@ def test_a_database_in_memory_that_means_something_else_is_refused(tiny):
     with pytest.raises(InputError, match="'order' had its time in column 'day' and has none now"): m.on(Database.from_frames(tiny.table_dict, **keys))
     with pytest.raises(InputError, match="column 'select' of table 'customers' was of kind number and is of kind category now"):
         m.on(Database.from_frames(tiny.table_dict, **keys, time_col=dict(order='day'), kinds=dict(customers={'select': 'category'})))
+
+
+# ---- in place
+
+def tiny_source(tiny, tmp_path, kind):
+    "The same database in three places"
+    if kind == 'folder': return tiny.to_folder(tmp_path/'tiny')
+    if kind == 'sqlite': return str(file_of({n: tiny.table_dict[n] for n in ('customers', 'order')}, tmp_path/'tiny.db'))
+    import ibis
+    con = ibis.duckdb.connect()
+    for n, f in tiny.table_dict.items(): con.create_table(n, f.astype({'x': float} if 'x' in f else {}), schema=None if len(f) else ibis.schema(dict(id='int64', who='string', x='float64')))
+    return con
+
+
+@pytest.mark.parametrize('kind', ['folder', 'sqlite', 'duckdb'])
+@pytest.mark.parametrize('options', [dict(features='full'), dict(features='recent', regime='frozen', max_depth=1), dict(features='paper', regime='2024-03-01')], ids=lambda o: o['features'])
+def test_a_database_in_place_gives_the_answers_of_one_in_memory(tiny, tmp_path, kind, options):
+    X, y = tiny_questions(tiny)
+    keys = dict(pkey_col=dict(customers='key', order='id', empty='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}, empty={'who': 'customers'}), time_col=dict(order='day')) if kind == 'duckdb' else {}
+    source = tiny_source(tiny, tmp_path, kind)
+    there, here = InPlace.open(source, **keys), Database.open(source, **keys)
+    assert {t.name: t for t in there.schema.tables} == {t.name: t for t in here.schema.tables} and {*there.schema.fkeys} == {*here.schema.fkeys}
+    a, b = (RelationalClassifier(d, 'customers', time_col='when', n_estimators=1, **options).fit(X, y) for d in (there, here))
+    assert a.plan_.names == b.plan_.names and a.used_ == b.used_
+    one, two = (m.feature_frame(X[:20]).astype(object) for m in (a, b))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-9)
+    assert np.allclose(a.predict_proba(X[:20]), b.predict_proba(X[:20]), atol=1e-4)
+    a.save(tmp_path/'m.rdbpfn')
+    assert np.allclose(RelationalClassifier.load(tmp_path/'m.rdbpfn', there).predict_proba(X[:20]), a.predict_proba(X[:20]), atol=1e-4)
+    for bad, words in ((X.assign(key='ghost'), "60 of 60 keys are not in table 'customers', 'ghost' for one"), (X.assign(key=7), 'whole numbers where customers.key holds text')):
+        with pytest.raises(InputError, match=words): a.predict_proba(bad)
+
+
+def test_an_ibis_connection_is_asked_in_place(tiny, tmp_path):
+    "No table is copied: the estimator holds a schema"
+    X, y = tiny_questions(tiny)
+    db = open_database(tiny_source(tiny, tmp_path, 'duckdb'), pkey_col=dict(customers='key', order='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}), time_col=dict(order='day'))
+    assert isinstance(db, InPlace) and not hasattr(db, 'table_dict')
+    with pytest.raises(InputError, match='needs the database in memory'): RelationalClassifier(db, 'customers', time_col='when', label_delay='1D').fit(X, y)
+
+
+def test_features_are_kept_in_a_folder(tiny, tmp_path):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1, cache=tmp_path/'kept').fit(X, y)
+    first = m.predict_proba(X[:10])
+    files = sorted((tmp_path/'kept').iterdir())
+    again = RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1, cache=tmp_path/'kept').fit(X, y)
+    assert np.array_equal(again.predict_proba(X[:10]), first) and sorted((tmp_path/'kept').iterdir()) == files and len(files) == 2
 
 
 # ---- bad input that is none, or is told
