@@ -101,7 +101,7 @@ def pretrain(
     if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours, AUC {record.get('valid_auc', float('nan')):.3f} on synthetic tasks: {out}/rdbpfn.safetensors")
     dist.destroy_process_group()
 
-# %% ../nbs/22b_workshop.ipynb #3bd5cd6a
+# %% ../nbs/22b_workshop.ipynb #54bd4b56
 @workshop.command()
 def evaluate(
     suite: Annotated[str, typer.Option(help='Name of a suite of notebook 20, such as dev or flights')], # see `load_suite`
@@ -114,14 +114,15 @@ def evaluate(
     split: Annotated[str, typer.Option(help='test, or val to choose something')] = 'test', # of the task
     features: Annotated[str, typer.Option(help='paper, recent or full: which aggregations of relational tasks')] = 'paper', # see notebook 10b
     questions: Annotated[int, typer.Option(help='Most rows to predict of a split, a fixed choice; 0: all')] = 2000, # recorded with each cell
+    predictions: Annotated[Optional[Path], typer.Option(help="Folder for the probabilities of draw 0 in RelBench's submission format; needs --questions 0")] = None, # not kept
     processes: Annotated[int, typer.Option(help='0: one for each core')] = 0, # cells at a time
 ) -> None:
     "Score models on a suite of tasks, a record for each cell."
     from rdbpfn.evaluate import run_suite
     numbers = [s.strip() for s in shots.split(',')]
     if not all(s.isdigit() and int(s) for s in numbers): raise InputError(f"--shots must be whole numbers separated by commas, got '{shots}'.")
-    made = run_suite(suite, out, models.split(','), data, processes, typer.echo, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
-    typer.echo(f'{len(made)} new records in {out}')
+    made = run_suite(suite, out, models.split(','), data, processes, typer.echo, predictions, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
+    typer.echo(f'{len(made)} cells were run; records in {out}' + f', predictions in {predictions}'*(predictions is not None))
 
 # %% ../nbs/22b_workshop.ipynb #231795a9
 @workshop.command()

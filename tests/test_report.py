@@ -134,6 +134,7 @@ def test_models_with_other_labelled_rows_are_refused(records, call):
 def test_other_rows_in_another_regime_are_refused_and_a_tie_names_both(records):
     frozen = [r | dict(regime='frozen', base_rate=.9) for r in select(records, model='x')]
     with pytest.raises(InputError, match=r'Run again: x \(frozen, dfs-2\)\.'): check_draws(drawn(records) + frozen)
+    with pytest.raises(InputError, match=r'Run again: x \(frozen, dfs-2\)\.'): averages(drawn(records) + frozen, n_draws=4)
     with pytest.raises(InputError, match=r'Run again: x \(frozen, dfs-2\), x \(seed, dfs-2\)\.'): check_draws(drawn(select(records, model='x')) + frozen)
 
 
