@@ -76,14 +76,14 @@ class LayerNorm(nn.LayerNorm):
     "A layer norm that computes in the type of its input (statistics in 32 bits inside)"
     def forward(self, x): return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
-# %% ../nbs/15_model.ipynb #2089b4de
+# %% ../nbs/15_model.ipynb #29bde966
 def attend(
     q: torch.Tensor, # (A, H, S, D) queries
     k: torch.Tensor, # (A, H, T, D) keys
     v: torch.Tensor # (A, H, T, D) values
 ) -> torch.Tensor: # (A, H, S, D)
-    "Softmax attention: by our kernel where gradients are wanted on a CPU, else by PyTorch, written out in bfloat16 on a CPU [5.2]"
-    if q.requires_grad and available(q): return FusedAttention.apply(q, k, v)
+    "Softmax attention: on a CPU by our kernel where gradients are wanted or numbers are bfloat16, else by PyTorch, written out where its own is slow [5.2]"
+    if (q.requires_grad or q.dtype == torch.bfloat16) and available(q): return FusedAttention.apply(q, k, v)
     if q.dtype == torch.bfloat16 and q.device.type == 'cpu':
         return torch.softmax((q*q.shape[-1]**-.5) @ k.transpose(-1, -2), -1) @ v
     return F.scaled_dot_product_attention(q, k, v)

@@ -7,14 +7,14 @@ __all__ = ['SHOWN', 'LABELS', 'means_table', 't_interval', 'paired', 'over_tasks
            'beside_published', 'distances', 'own_scores', 'published_scores', 'figure_2', 'figure_3', 'figure_4',
            'compare', 'notes', 'tables', 'figures', 'trained_on', 'make_report', 'model_index']
 
-# %% ../nbs/21b_report.ipynb #e12ea03e
+# %% ../nbs/21b_report.ipynb #1674eb1f
 import json
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import InputError, atomic_path, seed_of
 from .schema import no_such
 from .figures import draw_cost, draw_ranks, draw_shots, figure, normalised, save_svg, to_latex, to_markdown
-from .records import MEASURES, N_DRAWS, SETTING, VOID, as_table, averages, cells, check_draws, expected, matrix, merge_records, missing_table, once, one_weight, read_cost, read_published, read_records, select, summary, weights_id
+from .records import MEASURES, N_DRAWS, NEVER, SETTING, as_table, averages, cells, check_draws, expected, matrix, merge_records, missing_table, once, one_weight, read_cost, read_published, read_records, select, summary, weights_id
 
 # %% ../nbs/21b_report.ipynb #99fee926
 def means_table(
@@ -39,7 +39,7 @@ def t_interval(
     half = stats.t.ppf((1 + level)/2, len(d) - 1)*np.std(d, ddof=1)/len(d)**.5
     return float(np.mean(d) - half), float(np.mean(d) + half)
 
-# %% ../nbs/21b_report.ipynb #66879ba7
+# %% ../nbs/21b_report.ipynb #b64e53c5
 def paired(
     records: list, # what `read_records` gave
     a: str, # model
@@ -66,7 +66,7 @@ def paired(
 def _difference(draws, a, b, measure, n_draws):
     "Of one cell; `draws` hold the records of both models by name"
     d = np.array([x[a][measure] - x[b][measure] for x in draws if all(measure in x.get(m, ()) for m in (a, b))])
-    void = sum(any(str(r.get('error')).startswith(VOID) for r in x.values()) for x in draws)
+    void = sum(any(str(r.get('error')).startswith(NEVER) for r in x.values()) for x in draws)
     out = dict(n=len(d), missing=n_draws - len(d) - void)
     if out['missing'] or not len(d): return out | dict.fromkeys(('mean', 'se', 'low', 'high', 'above'), np.nan)
     return out | dict(mean=d.mean(), se=d.std(ddof=1)/len(d)**.5 if len(d) > 1 else np.nan, **dict(zip(('low', 'high'), t_interval(d))), above=(d > 0).mean())

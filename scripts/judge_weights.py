@@ -2,7 +2,7 @@
 
     python scripts/judge_weights.py stage-1=runs/one/rdbpfn.safetensors stage-2=runs/two/rdbpfn.safetensors --out nbs/results/stages.jsonl
 
-Single tables of three shapes from the default prior and from the clean one of stage 2, wide noisy ones with few labels, as real tasks often are, and databases of two shapes,
+Single tables of three shapes from the default prior and from a clean one, wide noisy ones with few labels, as real tasks often are, and databases of two shapes,
 all from streams that training never draws from.
 One record for each weights and set: mean loss and AUC, the loss of every table, and the core-hours of weights that lie beside the checkpoint of their run.
 Takes about a minute for each weights on one core.
@@ -16,8 +16,9 @@ from rdbpfn.model import load_model
 from rdbpfn.records import weights_id
 from rdbpfn.stream import sample_batch as relational_batch
 from rdbpfn.tabular import TabularConfig, sample_batch as tabular_batch
-from rdbpfn.train import CLEAN, VALID_SEED, auc, load_checkpoint
+from rdbpfn.train import VALID_SEED, auc, load_checkpoint
 
+CLEAN = TabularConfig(noise=(.001, .05), spare=1.2, tree_share=.5, category_share=.3, missing_share=.1, irrelevant_share=.1)
 SHAPES = ((96, 160, 5, 100), (64, 400, 8, 250), (64, 600, 16, 450))                        # tables, rows, columns, context rows
 DATABASES = ((12, 300, 16, 150), (10, 700, 24, 450))                                       # batches of four, rows, columns, context rows
 
