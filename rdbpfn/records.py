@@ -6,7 +6,7 @@
 __all__ = ['KEY', 'GROUP', 'ANSWER', 'ASKED', 'WHAT', 'MEASURES', 'N_DRAWS', 'VOID', 'NEVER', 'SETTING', 'key_of', 'read_records',
            'append_record', 'weights_id', 'current', 'merge_records', 'check_draws', 'summary', 'one_weight',
            'as_table', 'select', 'expected', 'once', 'matrix', 'averages', 'cells', 'missing_table', 'read_published',
-           'read_cost']
+           'read_cost', 'trained_on', 'means_table', 'model_index']
 
 # %% ../nbs/20b_records.ipynb #735494d4
 import hashlib, json, os, warnings
@@ -260,3 +260,39 @@ def read_cost(
 ) -> pd.DataFrame: # a row for each model: parameters_m, pretraining_tables_m (millions), seconds_19_tasks; NaN where the paper gives none
     "The paper's Table 10 as a frame [E]"
     return pd.DataFrame(json.loads(Path(path).read_text())['cost']).T.astype(float)
+
+# %% ../nbs/20b_records.ipynb #61d6b951
+def trained_on(
+    log # metrics.jsonl of the run behind the default weights
+) -> dict: # parameters_m and pretraining_tables_m
+    "What the default weights are and have seen, in millions [Table 10]"
+    from rdbpfn.model import load_model
+    return dict(parameters_m=sum(p.numel() for p in load_model().parameters())/1e6, pretraining_tables_m=json.loads(Path(log).read_text().splitlines()[-1])['tables']/1e6)
+
+# %% ../nbs/20b_records.ipynb #99fee926
+def means_table(
+    records: list, # of one regime, and of single tables
+    models: list, # which, in this order
+    n_draws: int = N_DRAWS # draws of a complete cell
+) -> pd.DataFrame: # of text: a row for each kind of task and number of shots, a column for each model after the first, `tasks`
+    "Means over the tasks of a suite, for a page [section 6.2]"
+    means = averages(records, n_draws=n_draws).reset_index()
+    table = means.reindex(columns=models).map('{:.3f}'.format).replace('nan', '')
+    table.insert(0, 'tasks', [f'single tables, {n}' if r == 'rows' else f'databases, {n} labelled rows' for r, n in zip(means.regime, means.n_shots)])
+    return table
+
+# %% ../nbs/20b_records.ipynb #0858e866
+def model_index(
+    records: list, # what `read_records` gave
+    model: str, # whose results
+    name: str = 'rdbpfn', # of the model on the hub
+    n_draws: int = N_DRAWS # draws of a complete cell
+) -> str: # YAML for the header of a model card
+    "Results as a model card's header holds them, complete cells only [issue 4, item 5]"
+    s = one_weight(summary(select(records, model=model), n_draws))
+    if not len(s := s[s.missing == 0]): raise InputError(f'Model {model!r} has no complete cell.')
+    text = f'model-index:\n- name: {name}\n  results:\n'
+    for r in s.itertuples():
+        what = f'{r.n_shots} labelled rows, regime {r.regime}, {r.n_query:.0f} questions, mean of {r.n} draws'
+        text += f"  - task:\n      type: tabular-classification\n    dataset:\n      name: {r.task}\n      type: {r.task.split('/')[0]}\n    metrics:\n    - type: roc_auc\n      name: 'ROC-AUC, {what}'\n      value: {r.auc:.4f}\n"
+    return text

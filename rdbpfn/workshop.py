@@ -124,7 +124,7 @@ def evaluate(
     made = run_suite(suite, out, models.split(','), data, processes, typer.echo, predictions, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
     typer.echo(f'{len(made)} cells were run; records in {out}' + f', predictions in {predictions}'*(predictions is not None))
 
-# %% ../nbs/22b_workshop.ipynb #231795a9
+# %% ../nbs/22b_workshop.ipynb #f403b56d
 @workshop.command()
 def report(
     records: Annotated[list[Path], typer.Argument(help='Files of records')], # .jsonl
@@ -136,13 +136,14 @@ def report(
     choose: Annotated[str, typer.Option(help='Models, separated by commas, of which the best on validation is one more')] = '', # needs records of both splits
     published: Annotated[Optional[Path], typer.Option(help="File of the paper's numbers, nbs/results/published.json")] = None, # to stand beside ours
     log: Annotated[Optional[Path], typer.Option(help='Training log of the default weights, for Figure 2')] = None, # what `pretrain` wrote as metrics.jsonl
+    judged: Annotated[Optional[Path], typer.Option(help='Losses of weights on synthetic tables, nbs/results/stages.jsonl, for the learning curves')] = None, # what `scripts/judge_weights.py` wrote
 ) -> None:
     "Make tables (Markdown, LaTeX) and figures of records."
     from rdbpfn.report import make_report
     from rdbpfn.benchmarks import load_suite
     if draws < 1: raise InputError(f'--draws must be 1 or more, got {draws}.')
     tasks = [e.name for e in load_suite(suite, data)] if suite else None
-    typer.echo(str(make_report(records, out, reference, draws, tasks, tuple(m.strip() for m in choose.split(',') if m.strip()), published, log)[0]))
+    typer.echo(str(make_report(records, out, reference, draws, tasks, tuple(m.strip() for m in choose.split(',') if m.strip()), published, log, judged)[0]))
 
 # %% ../nbs/22b_workshop.ipynb #82857d0c
 bench = typer.Typer(cls=Sentences, no_args_is_help=True, help='How fast the parts are on this machine.')

@@ -9,8 +9,8 @@ import argparse, json, shutil
 from pathlib import Path
 import pandas as pd
 from rdbpfn.core import atomic_path, to_dict
-from rdbpfn.records import as_table, read_records
-from rdbpfn.report import means_table, select, to_markdown
+from rdbpfn.records import as_table, means_table, model_index, read_records, select
+from rdbpfn.figures import to_markdown
 from rdbpfn.model import load_model
 from rdbpfn.train import load_checkpoint
 
@@ -47,7 +47,7 @@ license: apache-2.0
 library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
----
+{model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
 # rdbpfn weights v1
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from typer.testing import CliRunner
 from rdbpfn.figures import draw_ranks, normalised, to_latex, to_markdown
-from rdbpfn.records import KEY, MEASURES, as_table, averages, cells, check_draws, key_of, matrix, merge_records, missing_table, read_cost, read_published, read_records, select, summary
-from rdbpfn.report import beside_published, best_on_validation, distances, figure_2, figure_4, make_report, model_index, over_tasks, own_scores, paired, published_scores, ranks, t_interval, trained_on
+from rdbpfn.records import KEY, MEASURES, as_table, averages, cells, check_draws, key_of, matrix, merge_records, missing_table, model_index, read_cost, read_published, read_records, select, summary
+from rdbpfn.report import beside_published, best_on_validation, distances, figure_2, figure_4, make_report, over_tasks, own_scores, paired, published_scores, ranks, t_interval, trained_on
 from rdbpfn.workshop import workshop
 
 nbs = Path(__file__).resolve().parent.parent/'nbs'
@@ -386,7 +386,7 @@ def test_committed_records_are_of_the_same_questions_and_agree():
 @pytest.fixture(scope='module')
 def committed(tmp_path_factory):
     out = tmp_path_factory.mktemp('report')
-    code, said = sh('report', results/'dev.jsonl', results/'relf1.jsonl', '--out', out, '--reference', 'rdbpfn', '--published', results/'published.json', '--log', results/'pretrain.jsonl')
+    code, said = sh('report', results/'dev.jsonl', results/'relf1.jsonl', '--out', out, '--reference', 'rdbpfn', '--published', results/'published.json', '--log', results/'pretrain.jsonl', '--judged', results/'stages.jsonl')
     assert code == 0, said
     return out
 
@@ -415,9 +415,11 @@ def test_the_report_of_the_committed_records_has_the_numbers_of_the_site(committ
 
 
 def test_the_figures_of_the_committed_records_are_those_of_the_paper(committed):
-    assert {'figure_2.svg', 'figure_3.svg', 'figure_4.svg', 'scores_test_dfs-2_seed.svg', 'ranks_test_dfs-2_frozen_512.svg'} <= {f.name for f in committed.iterdir()}
+    assert {'figure_2.svg', 'figure_3.svg', 'figure_4.svg', 'formula_1.svg', 'single_tables.svg', 'learning_curves.svg', 'scores_test_dfs-2_seed.svg', 'ranks_test_dfs-2_frozen_512.svg'} <= {f.name for f in committed.iterdir()}
     assert all(f'>{name}<' in (committed/'figure_2.svg').read_text() for name in ('ours, seed', 'ours, frozen', 'rdb-pfn', 'tabicl-1.1'))
     assert all(f'>{name}<' in (committed/'figure_4.svg').read_text() for name in ('rdbpfn', 'rdb-pfn-single-table', 'published rdb-pfn'))
+    assert all(f'>{name}<' in (committed/'formula_1.svg').read_text() for name in ('driver-dnf, frozen', 'driver-top3, seed', 'rdbpfn, all features', "released, paper's features"))
+    assert all(f'>{s}<' in (committed/'learning_curves.svg').read_text() for s in ('noisy, 128 x 36', 'released', 'ours'))
 
 
 def test_no_name_of_figure_2_lies_on_another():
