@@ -134,7 +134,7 @@ def normalised(
     "Mean over tasks of the score that is 0 for the worst model of a task and 1 for the best [Fig. 3]"
     return m.sub(m.min(axis=1), axis=0).div(m.max(axis=1) - m.min(axis=1), axis=0).fillna(1.).mean()
 
-# %% ../nbs/20c_figures.ipynb #8968f6a8
+# %% ../nbs/20c_figures.ipynb #30daa51b
 def lines_grid(
     panels: dict, # {title: {name: (values by x, style)}}
     what_x: str, # of x
@@ -160,7 +160,7 @@ def lines_grid(
     for ax in axes[-1]: ax.set_xlabel(what_x, fontsize=8)
     for ax in axes.flat[len(panels):]: ax.set_visible(False)
     named = {l: h for ax in axes.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    fig.legend(named.values(), named, fontsize=7, ncol=3, loc='lower center'); fig.tight_layout(rect=(0, .4/fig.get_figheight()*(1 + len(named)//4), 1, 1))
+    fig.legend(named.values(), named, fontsize=7, ncol=3, loc='lower center'); fig.tight_layout(rect=(0, (.1 + .2*-(-len(named)//3))/fig.get_figheight(), 1, 1))
     return fig
 
 def learning_curves(
