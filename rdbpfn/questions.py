@@ -18,7 +18,7 @@ from .aggregates import feature_set, looks_back
 from .dfs import DAY, Feature, Plan
 from .in_place import InPlace, features_of, open_database
 
-# %% ../nbs/17b_questions.ipynb #95d4ce57
+# %% ../nbs/17b_questions.ipynb #a3cdd5b9
 def questions(
     db: Database|InPlace, # where the entities live
     X: pd.DataFrame, # one row a question
@@ -36,7 +36,7 @@ def questions(
         raise InputError(f'{(rows < 0).sum():,} of {len(X):,} keys in column {entity_col!r} are not in table {entity_table!r}, {example!r} for one: leave them out or add them to the table.')
     if time_col is None: return rows, None
     times = as_times(X[time_col], f'{time_col!r} of X')
-    if times.isna().any(): raise InputError(f'{times.isna().sum():,} of {len(X):,} cutoffs in column {time_col!r} are empty: every question needs one.')
+    if times.isna().any(): raise InputError(f'{times.isna().sum():,} of {len(X):,} cutoffs in column {time_col!r} are empty, or beyond the years 1678 to 2261: every question needs one.')
     return rows, times.to_numpy('datetime64[ns]')
 
 # %% ../nbs/17b_questions.ipynb #7d45356e
@@ -106,7 +106,7 @@ def used_by(
     "How far the features of a plan reach [issue 6, item 5]"
     return dict(tables=len({plan.entity_table, *(h.target for f in plan for h in f.path)}), paths=len({path_of(f) for f in plan}), features=len(plan))
 
-# %% ../nbs/17b_questions.ipynb #c01363a6
+# %% ../nbs/17b_questions.ipynb #339cf677
 def ask_sql(
     database, # what `open_database` takes
     sql: str # a query over its tables, in DuckDB's dialect; of a database in place, in the dialect of the place
@@ -117,6 +117,9 @@ def ask_sql(
     if isinstance(db, InPlace): return db.ask(sql)
     with duckdb.connect(config=dict(threads=1)) as con:
         for name, frame in db.table_dict.items(): con.register(name, frame)
+        try: kinds = [q.type for q in con.extract_statements(sql)]
+        except duckdb.Error: kinds = [duckdb.StatementType.SELECT]                          # its error comes when it is run
+        if kinds != [duckdb.StatementType.SELECT]: raise InputError(f"A task is one query that reads, not {' and '.join(k.name for k in kinds) or 'nothing'}: begin with SELECT, WITH or FROM.")
         try: return con.sql(sql).df()
         except (duckdb.Error, AttributeError) as e: raise InputError(f"The query cannot be answered ({str(e).strip().splitlines()[0]}): it may use the tables {', '.join(db.table_dict)}.") from None
 

@@ -186,7 +186,7 @@ class RelationalRegressor(RegressorMixin, Relational):
         "Quantiles (m, Q) of each question's distribution, at probabilities q (Q,)"
         return self.classifier_.predict_quantiles(self._asked(X), q)
 
-# %% ../nbs/18_relational.ipynb #e3afe17e
+# %% ../nbs/18_relational.ipynb #f2497994
 @patch
 def feature_frame(
     self: Relational,
@@ -203,6 +203,7 @@ def feature_frame(
 def _asked(self: Relational, X):
     "The features that are read, in a frame with the columns of all of them"
     check_is_fitted(self)
+    if isinstance(X, pd.DataFrame) and not len(X): raise InputError('X has no rows: ask at least one question.')
     return self.feature_frame(X, self.read_plan_.names).reindex(columns=self.plan_.names)
 
 # %% ../nbs/18_relational.ipynb #f817882c

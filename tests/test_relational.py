@@ -13,7 +13,7 @@ from rdbpfn.database import Database
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import DATA, load_task
 from rdbpfn.in_place import InPlace, open_database
-from rdbpfn.questions import labelled, questions, task_from_sql
+from rdbpfn.questions import ask_sql, labelled, questions, task_from_sql
 from rdbpfn.relational import RelationalClassifier, RelationalRegressor
 
 ONE = RDBPFNClassifier(n_estimators=1)
@@ -193,7 +193,7 @@ def test_sql_task_is_the_frame_task(tiny):
     m = RelationalClassifier.for_task(task, n_estimators=1).fit(*labelled(task))
     p = RelationalClassifier(tiny, 'customers', 'key', 'at', n_estimators=1).fit(task.train, task.train.label).predict_proba(task.test)
     assert np.array_equal(m.predict_proba(labelled(task, 'test')[0]), p)
-    for bad, words in ((sql.replace('customers', 'clients'), 'clients'), ('SELECT 1', 'key'), (sql.replace('"select" > 0', 'NULL'), '120 of the 120'), ('DELETE FROM customers', 'cannot')):
+    for bad, words in ((sql.replace('customers', 'clients'), 'clients'), ('SELECT 1', 'key'), (sql.replace('"select" > 0', 'NULL'), '120 of the 120'), ('DELETE FROM customers', 'not DELETE')):
         with pytest.raises(InputError, match=words): task_from_sql(tiny, bad, 'customers', '2024-03-01', '2024-03-20')
     assert len(tiny.table_dict['customers']) == 40
 
@@ -336,6 +336,17 @@ def test_time_zones_keys_and_holes(tiny):
     mixed = X.assign(when=[str(t) + '+00:00'*(i % 2) for i, t in enumerate(X['when'])])
     for bad, words in ((mixed, 'time zone on 30 of its 60'), (X.assign(key=7), 'whole numbers where customers.key holds text'), (X.assign(key=None), '60 of 60 keys'), (X.assign(when='soon'), 'ISO 8601'), (X.drop(columns='key'), "no column 'key'")):
         with pytest.raises(InputError, match=words): m.predict_proba(bad)
+
+
+def test_questions_that_are_none(tiny, tmp_path):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1).fit(X, y)
+    for bad, words in ((X[:0], 'X has no rows: ask at least one'), (X.assign(when='9999-12-31'), '60 of 60 cutoffs .* beyond the years')):
+        with pytest.raises(InputError, match=words): m.predict_proba(bad)
+    for sql in (f"copy (select 1) to '{tmp_path/'x.csv'}'", 'create table t as select 1', f"select 1; copy (select 1) to '{tmp_path/'x.csv'}'", "attach 'x.db'", ''):
+        with pytest.raises(InputError, match='one query that reads'): ask_sql(tiny, sql)
+    assert not list(tmp_path.iterdir()), 'a query writes nothing'
+    assert len(ask_sql(tiny, 'with a as (from customers) select * from a limit 3')) == 3
 
 
 def test_an_entity_table_without_rows():
