@@ -485,3 +485,30 @@ def test_nothing_in_nothing_out_in_sql(seed, shop_in_duckdb):
     plan = plan_features(shop().schema, 'customers')
     assert sql_features(shop(), plan, [], pd.to_datetime([])).shape == sql_features(shop_in_duckdb, plan, [], pd.to_datetime([])).shape == (0, len(plan))
     assert sql_features(shop(), plan.select([]), [0, 1]).shape == (2, 0)
+
+
+def test_an_estimator_asks_a_server_by_its_url(postgres):
+    "Keys and times from the catalogue, features by queries, answers as from memory; nothing is left behind"
+    from rdbpfn.in_place import InPlace
+    from rdbpfn.relational import RelationalClassifier
+    con, rng = postgres(), np.random.default_rng(0)
+    for t in con.list_tables(): con.drop_table(t, force=True)
+    con.con.execute('create table customers (id text primary key, age double precision)')
+    con.con.execute('create table "order" (id integer primary key, who text references customers(id), amount double precision, placed timestamp)')
+    with con.con.cursor() as c:
+        c.executemany('insert into customers values (%s, %s)', [(f'c{i}', float(rng.integers(18, 80))) for i in range(40)])
+        c.executemany('insert into "order" values (%s, %s, %s, %s)', [(k, f'c{k % 37}', float(rng.gamma(2)), pd.Timestamp(2024, 1 + k % 6, 10, k % 24).to_pydatetime()) for k in range(300)])
+    con.con.commit()
+    url, before = f'postgresql://tester@/postgres?host={con.con.info.host}', sorted(con.list_tables())
+    X = pd.DataFrame(dict(id=[f'c{i}' for i in range(40)], when='2024-05-01'))
+    y = np.arange(40) % 2
+    here, there = Database.open(url), InPlace.open(url)
+    assert there.schema == here.schema and there.schema['order'].time_col == 'placed' and len(there.schema.fkeys) == 1
+    a, b = (RelationalClassifier(d, 'customers', 'id', 'when', n_estimators=1).fit(X[:30], y[:30]) for d in (here, there))
+    pd.testing.assert_frame_equal(*(m.feature_frame(X[30:]).astype(object) for m in (a, b)), rtol=1e-9)
+    assert np.allclose(a.predict_proba(X[30:]), b.predict_proba(X[30:]), atol=1e-4) and sorted(con.list_tables()) == before
+    assert there.ask('select count(*) as n from "order"').n[0] == 300
+    for bad in ('drop table "order"', 'delete from "order" returning *'):
+        with pytest.raises(InputError): there.ask(bad)
+    assert con.table('order').count().execute() == 300
+    con.disconnect()
