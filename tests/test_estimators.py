@@ -137,6 +137,17 @@ def test_round_trip(net, data, tmp_path, kind, rows, options):
     np.testing.assert_allclose(answer(clone(back).fit(d[:80], (y if kind is RDBPFNClassifier else z)[:80])), answer(m), atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('rows', [True, False])
+@pytest.mark.parametrize('one, other', [('cpu', 'cuda'), ('cuda', 'cpu')])
+def test_a_file_travels_between_cpu_and_gpu(data, tmp_path, rows, one, other):
+    d, y, _ = data
+    m = RDBPFNClassifier(device=one).fit(d[:80], y[:80])
+    back = RDBPFNClassifier.load(m.save(tmp_path/'m.rdbpfn', training_rows=rows), other)
+    assert next(back.ensemble_.network.parameters()).device.type == other
+    np.testing.assert_allclose(back.predict_proba(d), m.predict_proba(d), atol=1e-3)
+
+
 @pytest.mark.parametrize('y', [['no', 'yes'], [False, True], [3, 8], [1., 2.]])
 def test_classes_come_back_as_they_were(net, data, tmp_path, y):
     d, codes, _ = data
