@@ -206,7 +206,7 @@ def as_times(
     if s.dt.tz is not None: s = s.dt.tz_convert('UTC').dt.tz_localize(None)
     return s.where(s.between(pd.Timestamp.min.ceil('s').to_numpy(), pd.Timestamp.max.floor('s').to_numpy())).astype('datetime64[ns]')
 
-# %% ../nbs/01_schema.ipynb #6f895066
+# %% ../nbs/01_schema.ipynb #414e4438
 def as_stored(
     s: pd.Series, # a column of a frame, of any dtype
     kind: str, # one of `KINDS`
@@ -224,7 +224,7 @@ def as_stored(
     if kind == 'number' and not (isinstance(s.dtype, np.dtype) and s.dtype.kind in 'iuf'):
         if types.is_timedelta64_dtype(s.dtype): return s.dt.total_seconds()
         try: return s.astype('int64') if types.is_integer_dtype(s.dtype) and s.notna().all() else s.where(s.notna(), np.nan).astype('float64')
-        except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {s.dropna().tolist()[0]!r}): give it kind 'category' or 'text'.") from None
+        except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {(s[s.notna() & pd.to_numeric(s.astype(object), errors='coerce').isna()].tolist() or s.dropna().tolist())[0]!r}): give it kind 'category' or 'text'.") from None
     return s
 
 # %% ../nbs/01_schema.ipynb #aa87c6b1
