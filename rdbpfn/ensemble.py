@@ -80,7 +80,7 @@ def flip_of(
     "Every view plain and flipped, in an order that mixes both early [issue 6, item 4]"
     return bool((i + i//n_views*(1 - n_views % 2)) % 2)
 
-# %% ../nbs/16b_ensemble.ipynb #1d5aded2
+# %% ../nbs/16b_ensemble.ipynb #780d6520
 def log_odds_of(
     share # of ones, in [0, 1]
 ) -> np.ndarray: # finite
@@ -110,7 +110,8 @@ def choose_members(
         key = view, flip, rows.tobytes(), mine.tobytes()
         if key in told: continue
         told.add(key)
-        shift = np.zeros(asked.shape[1]) if rates is None else log_odds_of(rates) - log_odds_of(asked[rows].mean(0))
+        share = asked[rows].mean(0)
+        shift = np.zeros(asked.shape[1]) if rates is None else np.where((share > 0) & (share < 1), log_odds_of(rates) - log_odds_of(share), 0.)     # what no row shows has no odds to correct
         members.append(Member(rows, mine, flip, View(view, x[rows][:, mine]), shift))
     return members
 

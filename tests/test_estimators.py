@@ -70,6 +70,15 @@ def test_balanced_contexts_with_corrected_odds_keep_the_base_rate(net):
     assert m.predict_proba(x[:200])[:, 1].mean() > .4
 
 
+def test_a_class_that_no_context_row_shows_stays_unlikely(net):
+    "Fewer rows than classes: what was not read is not made likely by the correction of odds"
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 2)), np.arange(400) % 8
+    m = RDBPFNClassifier(net, context='balanced', n_context=5, n_estimators=1, device='cpu').fit(x, y)
+    shown = np.isin(np.arange(8), y[m.ensemble_.members[0].rows])
+    assert 0 < shown.sum() < 8 and (m.ensemble_.members[0].shift[~shown] == 0).all() and np.isfinite(m.predict_proba(x[:9])).all()
+
+
 @pytest.mark.parametrize('v', [1, 2, 3])
 def test_every_view_is_shown_plain_and_flipped(v): assert len({(i % v, flip_of(i, v)) for i in range(2*v)}) == 2*v and not flip_of(0, v)
 
