@@ -389,3 +389,19 @@ def test_features_in_words_path_and_sql(tiny):
     m = RelationalClassifier(tiny, 'customers', time_col='when', max_depth=1, n_estimators=1).fit(X, y)
     table = m.describe_features(sql=True).set_index('feature')
     assert table.path['COUNT(order)'] == 'customers <- order[who]' and 'SELECT' in table.sql['COUNT(order)'] and table.read['select'] and not table.read['COUNT(empty)']
+
+
+def test_a_table_whose_time_nobody_named_is_refused(tmp_path):
+    "Two columns of dates: with cutoffs the estimator asks which is the time; told, or without cutoffs, it answers"
+    with sqlite3.connect(tmp_path/'two.db') as con:
+        con.executescript('create table c(id integer primary key, age real); create table o(id integer primary key, c integer references c(id), placed date, shipped date, amount real);')
+        con.executemany('insert into c values (?, ?)', [(i, 20. + i) for i in range(30)])
+        con.executemany('insert into o values (?, ?, ?, ?, ?)', [(k, k % 30, f'2024-0{1 + k % 6}-01', f'2024-0{1 + k % 6}-09', k % 7) for k in range(200)])
+    con.close()
+    X, y, path = pd.DataFrame(dict(id=range(30), when='2024-03-15')), np.arange(30) % 2, str(tmp_path/'two.db')
+    for opened in (Database.open, InPlace.open):
+        with pytest.warns(UserWarning, match='several columns of dates'): db = opened(path)
+        with pytest.raises(InputError, match="--times o.placed"): RelationalClassifier(db, 'c', time_col='when', n_estimators=1).fit(X, y)
+        assert RelationalClassifier(db, 'c', n_estimators=1).fit(X, y).feature_frame(X)['COUNT(o)'].sum() == 200
+        told = RelationalClassifier(opened(path, time_col={'o': 'placed'}), 'c', time_col='when', n_estimators=1).fit(X, y)
+        assert told.feature_frame(X)['COUNT(o)'].sum() == sum(k % 6 < 3 for k in range(200))
