@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'QUERY', 'ENDINGS', 'PATIENCE', 'PARAMETERS', 'Asked', 'Answered', 'takes', 'read_rows', 'check_outputs',
            'write_table', 'stage', 'times_told', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of',
-           'fitted', 'tables_of', 'loaded', 'ready', 'feature_table', 'description']
+           'fitted', 'loaded', 'ready', 'feature_table', 'description']
 
 # %% ../nbs/22c_ask.ipynb #991b6e7c
 import inspect, os, re, threading, warnings
@@ -223,18 +223,12 @@ def fitted(
     with stage(f'Reading {len(known):,} labelled rows'): model.fit(known, label)
     return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
 
-# %% ../nbs/22c_ask.ipynb #599484a1
-def tables_of(
-    plan: 'Plan' # of features
-) -> list: # names, in the order of the schema
-    "The tables that features read [C.2.2]"
-    reached = {plan.entity_table, *(h.target for f in plan for h in f.path)}
-    return [t for t in plan.schema.names if t in reached]
-
+# %% ../nbs/22c_ask.ipynb #727fb44c
 def _saved_times(r):
     "{table: time} of the tables that a saved estimator reads in its database; past labels are not among them"
     from rdbpfn.dfs import plan_features
     from rdbpfn.history import history_table
+    from rdbpfn.questions import tables_of
     from rdbpfn.schema import Schema
     p = r['params']
     plan = plan_features(Schema.from_dict(r['schema']), p['entity_table'], p['max_depth'], tuple(p['mask']), p['target'] and tuple(p['target']), aggs={k: tuple(v) for k, v in r['aggs'].items()})

@@ -6,16 +6,16 @@
 __all__ = ['app', 'summary', 'answers', 'predict', 'long_table', 'draw_effects', 'explain', 'features', 'draw_results', 'demo',
            'info']
 
-# %% ../nbs/23_cli.ipynb #655fc5aa
+# %% ../nbs/23_cli.ipynb #4c1a8846
 import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .core import atomic_path
-from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, tables_of, takes, write_table
+from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, write_table
 from .workshop import Sentences, show, workshop
 
-# %% ../nbs/23_cli.ipynb #bd424d03
+# %% ../nbs/23_cli.ipynb #46a50863
 app = typer.Typer(cls=Sentences, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Predictions from a relational database, in context: no training, no download.')
 
@@ -27,6 +27,7 @@ def summary(
     **files # what is in them: Path, or None
 ) -> None: # on standard output
     "Say what was used, how long it took and where the results are [issue 6, item 5]"
+    from rdbpfn.questions import tables_of
     written = {what: path for what, path in files.items() if path}
     show({'questions': f'{len(rows):,}', **{k.replace('_', ' '): v for k, v in used.items()}, 'seconds': time.time() - begin, **written}, False)
     timeless = [t for t in tables_of(plan) if plan.schema[t].time_col is None] if plan else ()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relational', 'RelationalClassifier', 'RelationalRegressor', 'check_same', 'place_of']
 
-# %% ../nbs/18_relational.ipynb #b4bdaa0d
+# %% ../nbs/18_relational.ipynb #1df91529
 import copy, os, re
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -22,7 +22,7 @@ from .history import history_table, with_history
 from .explain import Explanation
 from .regression import thresholds_of
 from .storage import pack_frame, read_parts, unpack_frame, write_parts
-from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, task_options, used_by
+from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, tables_of, task_options, used_by
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
 # %% ../nbs/18_relational.ipynb #4c7149f0
@@ -68,7 +68,7 @@ class Relational(BaseEstimator):
         params = {k: v if k == 'database' else clone(v, safe=False) for k, v in self.get_params(deep=False).items()}
         return type(self)(**params)
 
-# %% ../nbs/18_relational.ipynb #6b570853
+# %% ../nbs/18_relational.ipynb #9010e5f6
 @patch
 def _estimator(self: Relational):
     "The estimator of frames: ours with our parameters, or the user's with the choice of context"
@@ -106,7 +106,7 @@ def _plan(self: Relational, db, cutoffs):
     self.aggs_, self.frozen_at_ = aggregations(self.features, db, cutoffs), frozen_moment(self.regime, cutoffs)
     self.plan_ = plan_features(db.schema, self.entity_table, self.max_depth, self.mask, self.target, aggs=self.aggs_)
     if not len(self.plan_): raise InputError(f'Table {self.entity_table!r} offers no features: no column but keys, and no related table within {self.max_depth} hops.')
-    if cutoffs is not None: db.check_times(sorted({self.entity_table, *(h.target for f in self.plan_ for h in f.path)}))
+    if cutoffs is not None: db.check_times(sorted(tables_of(self.plan_)))
     self.db_ = freeze(db, self.entity_table, self.frozen_at_)
 
 # %% ../nbs/18_relational.ipynb #9770e07c
@@ -206,7 +206,7 @@ def _asked(self: Relational, X):
     if isinstance(X, pd.DataFrame) and not len(X): raise InputError('X has no rows: ask at least one question.')
     return self.feature_frame(X, self.read_plan_.names).reindex(columns=self.plan_.names)
 
-# %% ../nbs/18_relational.ipynb #f817882c
+# %% ../nbs/18_relational.ipynb #29f388b9
 def check_same(
     before: Plan, # as the context was read
     after: Plan # the same request, on another state of the database
@@ -217,7 +217,7 @@ def check_same(
     for f, g in ((f, there[f.name]) for f in before):
         if f.kind != g.kind: raise InputError(f'{told}column {f.column!r} of table {f.table!r} was of kind {f.kind} and is of kind {g.kind} now. Convert it back, or fit again.')
         if f != g: raise InputError(f'{told}the feature {f.name} follows other foreign keys now. Fit again.')
-    for t in sorted({before.entity_table, *(h.target for f in before for h in f.path)}):
+    for t in sorted(tables_of(before)):
         a, b = before.schema[t].time_col, after.schema[t].time_col
         if a != b: raise InputError(f"{told}table {t!r} had {f'its time in column {a!r}' if a else 'no time'} and has {f'it in column {b!r}' if b else 'none'} now, so it would show other rows. Name it in time_col when you open the database, or fit again.")
 
