@@ -7,13 +7,13 @@ __all__ = ['OPTIMIZERS', 'STAGE_2', 'PRESETS', 'VALID_SEED', 'TrainConfig', 'dif
            'micro_loss', 'make_optimizer', 'averaged', 'save_checkpoint', 'load_checkpoint', 'validate', 'auc',
            'train_step', 'start', 'stop_on_signal', 'Recorder', 'pretrain']
 
-# %% ../nbs/16_train.ipynb #70ac103b
+# %% ../nbs/16_train.ipynb #584f4946
 import json, math, os, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 import torch
 from torch import distributed as dist
 from torch.nn import functional as F
@@ -277,12 +277,12 @@ def stop_on_signal() -> Iterator[list]: # a list that is not empty once Ctrl-C o
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../nbs/16_train.ipynb #2a6d4a67
+# %% ../nbs/16_train.ipynb #875ae7f1
 class Recorder:
     "Keeps the clock of a run and writes metrics.jsonl, checkpoints and weights into its folder; only on the first process"
-    def __init__(self, out, progress, save_every, validate_every):
+    def __init__(self, out, progress, save_every, validate_every, more):
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.out, self.before, self.save_every, self.validate_every = out, dict(progress), save_every, validate_every
+        self.out, self.before, self.save_every, self.validate_every, self.more = out, dict(progress), save_every, validate_every, more
         self.begin, self.cpu, self.losses, self.record, self.sampling = time.time(), time.process_time(), [], {}, 0.
         self.saved = self.validated = self.begin
         if self.rank == 0: out.mkdir(parents=True, exist_ok=True)
@@ -304,6 +304,7 @@ class Recorder:
                 net, self.validated = averaged(model, optimizer), now
                 self.record |= {f'valid_{k}': v for k, v in validate(net).items()}
                 if config.relational: self.record |= {f'valid_relational_{k}': v for k, v in validate(net, True).items()}
+                if self.more: self.record |= {f'valid_real_{k}': v for k, v in self.more(net).items()}
             with open(self.out/'metrics.jsonl', 'a') as f: f.write(json.dumps(self.record) + '\n')
             self.losses = []
         if save:
@@ -311,7 +312,7 @@ class Recorder:
             save_model(averaged(model, optimizer), self.out/'rdbpfn.safetensors')
             self.saved = time.time()
 
-# %% ../nbs/16_train.ipynb #cd9d6455
+# %% ../nbs/16_train.ipynb #99ea89f4
 def pretrain(
     config: TrainConfig, # the run, see PRESETS
     out, # folder for checkpoint, metrics and weights
@@ -322,12 +323,13 @@ def pretrain(
     validate_every: float = 1200., # seconds between validations
     progress_bar: bool = True, # show rate, loss and remaining time
     init: Path|None = None, # folder of an earlier stage, see `start`
-    workers: int = 0 # processes that sample ahead; 0: sample between the steps
+    workers: int = 0, # processes that sample ahead; 0: sample between the steps
+    more: Callable|None = None # (averaged network) -> {name: number}, to be recorded at each validation: real tasks, see `Validation` (21)
 ) -> dict: # the last record of metrics.jsonl
     "Pre-train until the steps or the minutes are used up; can be interrupted and resumed at any time [5.3]"
     out = Path(out)
     model, optimizer, config, progress = start(config, out, resume, pick_device(device), init)
-    keep, stop = Recorder(out, progress, save_every, validate_every), progress['step'] >= config.steps
+    keep, stop = Recorder(out, progress, save_every, validate_every, more), progress['step'] >= config.steps
     if config.micro % keep.world: raise InputError(f'{config.micro} micro-batches a step cannot be shared by {keep.world} processes: use a number of processes that divides them.')
     mine = range(progress['step']*config.micro + keep.rank, config.steps*config.micro, keep.world)
     batches = in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},')

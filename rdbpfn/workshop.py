@@ -73,7 +73,7 @@ def relaunch(
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
 
-# %% ../nbs/22b_workshop.ipynb #d07e6a34
+# %% ../nbs/22b_workshop.ipynb #3ba1ce77
 @workshop.command()
 def pretrain(
     preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
@@ -83,21 +83,29 @@ def pretrain(
     minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'), # of wall time, of this call
     processes: Annotated[int, typer.Option(help='0: one for each core or GPU')] = 0, # on this machine
     workers: Annotated[int, typer.Option(help='Processes that sample ahead, for each of these')] = 0, # worth it beside a GPU
+    validate_on: Annotated[str, typer.Option(help='Suite whose validation splits are asked every twenty minutes, such as dev or flights')] = '', # see `load_suite`
+    data: Annotated[Optional[Path], typer.Option(help='Folder of that suite')] = None, # none: what is bundled or can be downloaded
 ) -> None:
     "Pre-train a network on synthetic tables; Ctrl-C saves, --resume goes on."
     import torch
     from torch import distributed as dist
+    from rdbpfn.benchmarks import load_suite
+    from rdbpfn.evaluate import Validation
     from rdbpfn.train import PRESETS, pretrain as run, start
     if preset not in PRESETS: raise InputError(f"There is no preset '{preset}': choose from {', '.join(PRESETS)}.")
     if minutes <= 0: raise InputError(f'--minutes must be more than 0, got {minutes:g}.')
+    if validate_on: load_suite(validate_on, data)                            # bad input is told before any worker starts
+    elif data: raise InputError('--data is the folder of a suite to validate on: name the suite with --validate-on, such as dev.')
     gpus = torch.cuda.device_count()
     if 'RANK' not in os.environ:
-        start(PRESETS[preset], out, resume, torch.device('cpu'), init)      # bad input is told before any worker starts
+        start(PRESETS[preset], out, resume, torch.device('cpu'), init)
         wanted = processes or gpus or min(len(os.sched_getaffinity(0)), PRESETS[preset].micro)
-        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)] + ['--init', str(init)]*bool(init) + ['--resume']*resume)
+        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)] 
+                        + ['--init', str(init)]*bool(init) + ['--resume']*resume + ['--validate-on', validate_on]*bool(validate_on) + ['--data', str(data)]*bool(data))
     torch.set_num_threads(1)
     dist.init_process_group('nccl' if gpus else 'gloo')
-    record = run(PRESETS[preset], out, resume, minutes, f"cuda:{os.environ['LOCAL_RANK']}" if gpus else 'cpu', init=init, workers=workers)
+    more = Validation(validate_on, data) if validate_on and dist.get_rank() == 0 else None
+    record = run(PRESETS[preset], out, resume, minutes, f"cuda:{os.environ['LOCAL_RANK']}" if gpus else 'cpu', init=init, workers=workers, more=more)
     if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours, AUC {record.get('valid_auc', float('nan')):.3f} on synthetic tasks: {out}/rdbpfn.safetensors")
     dist.destroy_process_group()
 

@@ -384,7 +384,8 @@ def test_a_key_that_is_not_unique(tmp_path, shop):
 
 
 def test_pretrain_refuses_before_it_starts(tmp_path):
-    for arguments, words in ((('--preset', 'huge'), "no preset 'huge'"), (('--preset', 'tiny', '--resume'), 'no checkpoint'), (('--preset', 'tiny', '--minutes', -1), '--minutes')):
+    for arguments, words in ((('--preset', 'huge'), "no preset 'huge'"), (('--preset', 'tiny', '--resume'), 'no checkpoint'), (('--preset', 'tiny', '--minutes', -1), '--minutes'),
+                             (('--preset', 'tiny', '--validate-on', 'nowhere'), 'nowhere'), (('--preset', 'tiny', '--data', tmp_path), '--validate-on')):
         code, err, _ = run('pretrain', '--out', tmp_path/'run', *arguments)
         assert code == 2 and words in err[-1] and not (tmp_path/'run').exists()
 

@@ -5,14 +5,19 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from rdbpfn import evaluate as ev
 from rdbpfn.baselines import in_processes, make_model
-from rdbpfn.benchmarks import Entry, OneTable
+from rdbpfn.benchmarks import Entry, OneTable, find_entries
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.dfs import plan_features
 from rdbpfn.dfs_tensor import compute_features
-from rdbpfn.evaluate import FewShot, SingleTable, calibration_error, draw_support, evaluate, run_cell, run_suite, score, side_by_side, task_features
+from rdbpfn.evaluate import FewShot, SingleTable, Validation, draw_support, evaluate, feature_maker, run_cell, run_suite, side_by_side
 from rdbpfn.examples import Task
+from rdbpfn.measures import calibration_error, score
+from rdbpfn.model import RDBPFN, ModelConfig, load_model
 from rdbpfn.records import KEY, as_table, current, key_of, read_records, summary, weights_id
+
+
+def task_features(task, frame, *how, **more): return feature_maker(task, *how, **more)(frame)
 
 
 @pytest.fixture(scope='module')
@@ -544,3 +549,18 @@ def test_old_records_without_a_measure_are_read(tmp_path):
     new = dict(old, draw=1, ece=.1)
     assert np.isnan(summary([old], 1).ece[0]) and np.isnan(summary([old, new], 2).ece[0]), 'a mean over some of the draws is no mean'
     assert summary([dict(old, ece=.3), new], 2).ece[0] == pytest.approx(.2)
+
+
+def test_validation_asks_what_the_protocol_asks(folder):
+    "The questions are those of the validation split, of as many labelled rows as there are, and a network changes nothing but the answers"
+    ask, net = Validation('dev', folder, n_shots=(20, 60, 10**6), n_draws=2, max_query=80), load_model()
+    found = ask(net)
+    assert found == ask(net) and set(found) == {f'{k}_{n}' for k in ('auc', 'log_loss', 'ece') for n in (20, 60)}
+    protocols = [FewShot(e.load(), n_shots=(20, 60), n_draws=2, split='val', max_query=80) for e in find_entries(folder)]
+    for n in (20, 60): assert found[f'auc_{n}'] == pytest.approx(np.mean([run_cell(p, 'rdbpfn-1', n, d)['auc'] for p in protocols for d in range(2)]), abs=1e-6)
+    assert ask(RDBPFN(ModelConfig(n_layers=1)).eval())['log_loss_60'] != found['log_loss_60']
+
+
+def test_validation_needs_a_validation_split(tmp_path):
+    pd.DataFrame(dict(a=np.arange(50.), target=np.arange(50) % 2)).to_csv(tmp_path/'alone.csv', index=False)
+    with pytest.raises(InputError, match='no relational task whose validation split'): Validation('dev', tmp_path, say=lambda text: None)
