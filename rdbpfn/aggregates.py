@@ -43,7 +43,7 @@ AGGREGATES = dict(
 def agg_parts(
     name: str # an aggregation, perhaps with a window: 'mean', 'mean_30d'
 ) -> tuple: # name of its entry in `AGGREGATES`, and the window in days or None
-    "Split the name of an aggregation, or refuse it [design 4, DFS]"
+    "Split the name of an aggregation, or refuse it [contract: features]"
     found = re.fullmatch(r'([a-z]+)(?:_(\d+(?:\.\d+)?)d)?', name)
     base, days = (found[1], found[2] and float(found[2])) if found else (name, None)
     entry = AGGREGATES.get(base)
@@ -54,7 +54,7 @@ def agg_parts(
 def looks_back(
     name: str # an aggregation
 ) -> bool: # True for last, since, and all with a window
-    "Does it need cutoffs and rows that have a time? [design 4, Time]"
+    "Does it need cutoffs and rows that have a time? [contract: time]"
     base, days = agg_parts(name)
     return AGGREGATES[base].dated or days is not None
 

@@ -30,7 +30,7 @@ class ArenaModel:
 
 # %% ../nbs/21c_arena.ipynb #2a8b2a94
 def register() -> type: # the registered class
-    "Register the model with RelArena [issue 4, item 5]"
+    "Register the model with RelArena [beyond the paper]"
     from relarena_core.model import RelArenaModel
     from relarena_core.registry import register_model
     from relarena_core.search_space import SearchSpace

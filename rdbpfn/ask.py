@@ -36,7 +36,7 @@ class Asked:
     features: Annotated[Optional[str], Option(help='paper, recent or full: which aggregations')] = None
     out: Annotated[Path, Option(help='Where to write (.csv or .parquet)')]
 
-# %% ../nbs/22c_ask.ipynb #d23c2e96
+# %% ../nbs/22c_ask.ipynb #dcaab034
 @dataclass(frozen=True, kw_only=True)
 class Answered(Asked):
     "What it takes to answer: labelled rows and how they are read, or an estimator that has read them"
@@ -45,17 +45,17 @@ class Answered(Asked):
     regression: Annotated[bool, Option('--regression', help='The label is a number')] = False
     regime: Annotated[Optional[str], Option(help='seed: everything before its own time; frozen: nothing after the latest known label')] = None
     label_delay: Annotated[Optional[str], Option(help="How long after its cutoff a label is known, such as 7D: past labels become features")] = None
-    estimators: Annotated[Optional[int], Option(help='Answers that are averaged; 1 is the single pass of the paper')] = None
+    estimators: Annotated[Optional[int], Option(help='Forward passes whose answers are averaged, 1 unless told otherwise')] = None
     context_policy: Annotated[Optional[str], Option(help='Which labelled rows are read if there are too many: random, stratified, recent, recency or balanced')] = None
     weights: Annotated[Optional[Path], Option(help='Weights file; none: those of the package')] = None
     device: Annotated[Optional[str], Option(help='cpu, cuda or cuda:N; none: a GPU if there is one')] = None
     load: Annotated[Optional[Path], Option(help='Fitted estimator that --save wrote, in place of context and options')] = None
 
-# %% ../nbs/22c_ask.ipynb #043fc3ed
+# %% ../nbs/22c_ask.ipynb #853ba448
 def takes(
     options: type # dataclass whose fields are options
 ) -> Callable: # decorator of a command f(options, its own parameters)
-    "Give a command the options of a dataclass, before its own [design 4, CLI]"
+    "Give a command the options of a dataclass, before its own [contract: interface]"
     shared = list(inspect.signature(options).parameters.values())
     def decorate(f):
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in list(inspect.signature(f).parameters.values())[1:]]
@@ -66,7 +66,7 @@ def takes(
         return command
     return decorate
 
-# %% ../nbs/22c_ask.ipynb #e8a69ba7
+# %% ../nbs/22c_ask.ipynb #ab0ef628
 QUERY = re.compile(r'\s*(select|with|from)\b(?![.\-/\\])', re.I) # and not the name of a file such as from.csv
 
 def read_rows(
@@ -76,7 +76,7 @@ def read_rows(
     database: 'Database', # where a query runs, and which says whether a key is text
     table: str # whose key it is
 ) -> 'pd.DataFrame': # (n, columns), n >= 1
-    "Rows out of a file or a query, or a sentence that says what is missing [issue 6, item 5]"
+    "Rows out of a file or a query, or a sentence that says what is missing [beyond the paper]"
     frame, name = _read(source, columns, option, database, table)
     if missing := [c for c in columns if c not in frame]:
         raise InputError(f"{name} has no column {missing[0]!r}: --{option} needs {', '.join(columns)}; it has {', '.join(map(str, frame.columns))}.")
@@ -119,25 +119,25 @@ def write_table(
         with atomic_path(path) as tmp: frame.to_parquet(tmp, index=False) if path.suffix == '.parquet' else frame.to_csv(tmp, index=False)
     except (OSError, TypeError, ValueError) as e: raise InputError(f"'{path}' cannot be written ({str(e).splitlines()[0]}): choose another place or .csv.") from None
 
-# %% ../nbs/22c_ask.ipynb #97ec1912
+# %% ../nbs/22c_ask.ipynb #ff59faec
 PATIENCE = 1. # seconds before a stage speaks
 
 @contextmanager
 def stage(
     text: str # what is being done
 ) -> Iterator[None]: # a scope
-    "Tell what is going on, if it lasts [issue 6, item 5: progress]"
+    "Tell what is going on, if it lasts [beyond the paper]"
     speak = threading.Timer(PATIENCE, lambda: typer.echo(f'{text} ...', err=True))
     speak.daemon = True
     speak.start()
     try: yield
     finally: speak.cancel()
 
-# %% ../nbs/22c_ask.ipynb #f5f8147c
+# %% ../nbs/22c_ask.ipynb #20805fb0
 def times_told(
     text: str|None # such as 'orders.placed,customers.'
 ) -> dict: # {table: column, or None for always visible}
-    "What --times says [design 4, Time]"
+    "What --times says [contract: time]"
     out = {}
     for said in (text.split(',') if text else ()):
         table, dot, column = said.strip().partition('.')
@@ -151,7 +151,7 @@ def open_database(
     times: dict|None = None, # {table: column or None}, where the database does not say it
     in_place: bool = False # read its schema only?
 ) -> 'Database': # or `InPlace`
-    "Read the database; what it warns of becomes a line [issue 2, item 2]"
+    "Read the database; what it warns of becomes a line [beyond the paper]"
     from rdbpfn.in_place import Database, InPlace
     with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = (InPlace if in_place else Database).open(where, time_col=times)
     for n in notes:
@@ -161,7 +161,7 @@ def open_database(
 def open_asked(
     ask: Asked # options
 ) -> tuple: # database, entity table, its key column
-    "The database and who is asked about [issue 6, item 5]"
+    "The database and who is asked about [beyond the paper]"
     table, dot, column = ask.entity.partition('.')
     if not (table and dot and column): raise InputError(f"--entity must read TABLE.COLUMN, such as customers.customer_id, got '{ask.entity}'.")
     database = open_database(ask.db, times_told(ask.times), ask.in_place)
@@ -176,7 +176,7 @@ def needs(
     "Refuse to begin without an option [contract: bad input]"
     if missing := [f'--{n}' for n in names if getattr(ask, n) is None]: raise InputError(f"{' and '.join(missing)} must be given" + (', or --load with a fitted estimator.' if isinstance(ask, Answered) else '.'))
 
-# %% ../nbs/22c_ask.ipynb #05015783
+# %% ../nbs/22c_ask.ipynb #ef74cf4f
 PARAMETERS = dict(time='time_col', cache='cache', depth='max_depth', features='features', regime='regime', label_delay='label_delay', estimators='n_estimators',
                   context_policy='context', weights='model', device='device')
 
@@ -186,7 +186,7 @@ def estimator(
     table: str, # whose rows are asked about
     column: str # its key
 ) -> 'Relational': # not fitted
-    "The estimator that the options describe; what is not given is left to its own defaults [issue 6, item 5]"
+    "The estimator that the options describe; what is not given is left to its own defaults [beyond the paper]"
     from rdbpfn.relational import RelationalClassifier, RelationalRegressor
     kind = RelationalRegressor if getattr(ask, 'regression', False) else RelationalClassifier
     given = {p: v for o, p in PARAMETERS.items() if (v := getattr(ask, o, None)) is not None}
@@ -223,7 +223,7 @@ def fitted(
     with stage(f'Reading {len(known):,} labelled rows'): model.fit(known, label)
     return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
 
-# %% ../nbs/22c_ask.ipynb #727fb44c
+# %% ../nbs/22c_ask.ipynb #a5032eac
 def _saved_times(r):
     "{table: time} of the tables that a saved estimator reads in its database; past labels are not among them"
     from rdbpfn.dfs import plan_features
@@ -237,7 +237,7 @@ def _saved_times(r):
 def loaded(
     ask: Answered # options with `load`
 ) -> tuple: # estimator, rows to answer
-    "Read a fitted estimator, of either kind [issue 6, item 4]"
+    "Read a fitted estimator, of either kind [beyond the paper]"
     from rdbpfn import relational
     from rdbpfn.storage import read_parts
     given = [f"--{f.name.replace('_', '-')}" for f in fields(ask) if not (getattr(ask, f.name) is None or getattr(ask, f.name) is False)]
@@ -253,7 +253,7 @@ def loaded(
 def ready(
     ask: Answered # options
 ) -> tuple: # estimator that can answer, rows to answer
-    "Fit or load [issue 6, item 5]"
+    "Fit or load [beyond the paper]"
     return loaded(ask) if ask.load else fitted(ask)
 
 # %% ../nbs/22c_ask.ipynb #2cda7b75
@@ -276,12 +276,12 @@ def feature_table(
     with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs, cache=like.cache)
     return plan, pd.concat([rows.reset_index(drop=True), frame], axis=1)
 
-# %% ../nbs/22c_ask.ipynb #a3f98490
+# %% ../nbs/22c_ask.ipynb #fa05dbfe
 def description(
     plan: 'Plan', # of features
     timed: bool # are there cutoffs?
 ) -> 'pd.DataFrame': # one row a feature: name, hops, table, kind, meaning, path, sql
-    "What the features are [design 4: every feature knows its SQL]"
+    "What the features are [contract: features]"
     from rdbpfn import dfs_sql                                                # it gives `Plan` its method `sql`
     from rdbpfn.questions import path_of
     with stage(f'Describing {len(plan):,} features'): return plan.describe().assign(path=[path_of(f) for f in plan], sql=[plan.sql(n, timed=timed) for n in plan.names])

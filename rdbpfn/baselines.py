@@ -161,19 +161,19 @@ def mitra(
     optional('autogluon.tabular', 'autogluon.tabular[mitra]')
     return AutoGluon(presets=None, time_limit=None, hyperparameters={'MITRA': {'fine_tune': False}}, n_jobs=n_jobs)
 
-# %% ../nbs/19_baselines.ipynb #2950fb6a
+# %% ../nbs/19_baselines.ipynb #31cf3d95
 MODELS = dict(constant=constant, constant_per_entity=constant_per_entity, logistic=logistic, random_forest=random_forest, xgboost=xgboost, lightgbm=lightgbm,
               autogluon=autogluon, mitra=mitra)
 IN_CONTEXT = dict(tabpfn=tabpfn, tabicl=tabicl) # names that take a number of passes
 def _is_weights(name): return Path(name).suffix in ('.safetensors', '.pt', '.pth')
 
 def split_passes(
-    name: str # 'rdbpfn', 'rdbpfn-1', 'my.safetensors-4', ...
+    name: str # 'rdbpfn', 'rdbpfn-2', 'my.safetensors-4', ...
 ) -> tuple: # name without the number, passes or None
     "Take the number of passes off a model's name [B.2: single estimators]"
     return (m[1], int(m[2])) if (m := re.fullmatch(r'(.+)-(\d+)', name)) else (name, None)
 
-# %% ../nbs/19_baselines.ipynb #5c6769ca
+# %% ../nbs/19_baselines.ipynb #49d6de1b
 def make_model(
     name: str, # a key of `MODELS` or `IN_CONTEXT`, 'rdbpfn', a weights file (the last three with '-N': N passes), or 'package.module:Estimator'
     seed: int = 0, # >= 0
@@ -185,7 +185,7 @@ def make_model(
     if base in IN_CONTEXT: return IN_CONTEXT[base](seed, n_jobs, passes)
     if base == 'rdbpfn' or _is_weights(base): return _ours(None if base == 'rdbpfn' else base, passes, seed)
     if ':' in name: return _theirs(name)
-    raise no_such('model', name, 'the registry', [*MODELS, *IN_CONTEXT, 'tabpfn-1', 'rdbpfn', 'rdbpfn-1', 'FILE.safetensors', 'package.module:Estimator'])
+    raise no_such('model', name, 'the registry', [*MODELS, *IN_CONTEXT, 'tabpfn-1', 'rdbpfn', 'rdbpfn-2', 'FILE.safetensors', 'package.module:Estimator'])
 
 # %% ../nbs/19_baselines.ipynb #28f14c98
 def _ours(path, passes, seed):
@@ -208,7 +208,7 @@ def in_processes(
     cells: list, # of tuples
     processes: int = 1 # how many at a time; the cells run here where nothing can be forked (Windows, a GPU that is open already)
 ) -> Iterator[tuple]: # pairs of cell and result, in the order in which they are done
-    "Run cells in forked processes; one that dies takes a single cell with it [issue 4, speed]"
+    "Run cells in forked processes; one that dies takes a single cell with it [beyond the paper]"
     if processes < 1: raise InputError(f'At least 1 process is needed to do anything, got {processes}.')
     import torch
     if 'fork' not in multiprocessing.get_all_start_methods() or torch.cuda.is_initialized():

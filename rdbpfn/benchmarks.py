@@ -119,10 +119,10 @@ def openml_table(
     if got.details['name'] != name.removesuffix('_cat'): raise InputError(f"OpenML's number {SINGLE.openml[name]} is {got.details['name']!r}, not {name!r}: the registry is wrong.")
     return OneTable(f'single/{name}', got.data.assign(**{got.target.name or 'target': got.target.to_numpy()}))
 
-# %% ../nbs/20_benchmarks.ipynb #201ea755
+# %% ../nbs/20_benchmarks.ipynb #660cb579
 @dataclass(frozen=True, repr=False)
 class RelBenchTask(Task):
-    "A task whose database RelBench holds; `folder` is the function that opens it [design 4, Names]"
+    "A task whose database RelBench holds; `folder` is the function that opens it [contract: interface]"
     @cached_property
     def database(self): return self.folder()
 
@@ -157,9 +157,9 @@ def relbench_tasks(
     if data is not None: raise InputError('RelBench before version 3 cannot read databases from a folder: pip install -U relbench, or leave --data out.')
     return {n: partial(get_task, database, n, download=True) for n in get_task_names(database)}
 
-# %% ../nbs/20_benchmarks.ipynb #f67f68ff
+# %% ../nbs/20_benchmarks.ipynb #1102bfbd
 def relbench_known() -> dict: # 'database/task' -> type such as 'binary_classification', or None where only opening it tells
-    "Every task that the installed RelBench knows, without opening a database [issue 4, item 1]"
+    "Every task that the installed RelBench knows, without opening a database [beyond the paper]"
     try: return dict(_hosted_tasks() if hasattr(_relbench(), 'load_dataset') else _registered_tasks())
     except InputError: raise
     except Exception as e: raise InputError(f"RelBench did not list its tasks ({type(e).__name__}): connect, or name a folder of its databases with --data.") from None
@@ -295,11 +295,11 @@ def open_entries(
         if task is not None: yield entry, task
     if not opened: raise InputError(f"Nothing of the suite {suite!r} can be had: {lost[0][1] if lost else 'it is empty.'}")
 
-# %% ../nbs/20_benchmarks.ipynb #c3d96283
+# %% ../nbs/20_benchmarks.ipynb #b2d77a2c
 def submission_keys(
     task: Task # with the name database/task
 ) -> pd.DataFrame: # key and time of each row of its test split
-    "The columns that name a row of a submission, if they do [issue 4, item 5]"
+    "The columns that name a row of a submission, if they do [beyond the paper]"
     keys = task.test[[task.entity_col, task.time_col]]
     if keys.duplicated().any(): raise InputError(f'{task.name}: {keys.duplicated().sum():,} test rows repeat a key and time, which RelBench does not accept.')
     return keys
@@ -309,7 +309,7 @@ def write_predictions(
     p: np.ndarray, # (m,) probabilities, in the order of task.test
     folder # where to; made if it is not there
 ) -> Path: # <database>__<task>.csv, whole or absent
-    "One task's predictions in the format of RelBench's leaderboard [issue 4, item 5]"
+    "One task's predictions in the format of RelBench's leaderboard [beyond the paper]"
     p, keys, path = np.asarray(p, float), submission_keys(task), submission_path(task, folder)
     if len(p) != len(keys): raise InputError(f'{task.name} has {len(keys):,} test rows but there are {len(p):,} predictions: answer every row once.')
     if not ((p >= 0) & (p <= 1)).all(): raise InputError(f'{task.name}: {(~((p >= 0) & (p <= 1))).sum():,} of {len(p):,} predictions are no probabilities between 0 and 1.')
@@ -320,5 +320,5 @@ def submission_path(
     task: Task, # with the name database/task
     folder # of the submission
 ) -> Path: # <database>__<task>.csv in it
-    "What RelBench wants a task's file to be called [issue 4, item 5]"
+    "What RelBench wants a task's file to be called [beyond the paper]"
     return Path(folder)/f"{task.name.replace('/', '__')}.csv"

@@ -25,7 +25,7 @@ from .explain import Explanation, effects_of
 from .regression import Thresholds, masses, quantile, thresholds_of
 from .storage import pack, pack_contexts, pack_frame, pack_network, read_parts, unpack, unpack_contexts, unpack_frame, unpack_network, write_parts
 
-# %% ../nbs/17_classifier.ipynb #9de42149
+# %% ../nbs/17_classifier.ipynb #3e8cef62
 @contextmanager
 def as_input_error() -> Iterator[None]: # a scope
     "Make scikit-learn's complaints about values an `InputError` [contract: bad input]"
@@ -44,7 +44,7 @@ def as_labels(
     if len(y) != n_rows: raise InputError(f'There are {n_rows} rows but {len(y)} labels: give one label for each row.')
     with as_input_error(): check_classification_targets(y)
     classes, codes = np.unique(y, return_inverse=True)
-    if len(classes) < 2: raise InputError(f'The context holds only one class, {classes[0]!r}: give labelled rows of at least two classes.')
+    if len(classes) < 2: raise InputError(f'The context holds only one class, {classes.tolist()[0]!r}: give labelled rows of at least two classes.')
     return classes, codes
 
 def as_target(
@@ -75,13 +75,13 @@ def pick_dtype(
     if name not in ('float32', 'bfloat16'): raise InputError(f"dtype must be 'float32' or 'bfloat16', got {name!r}.")
     return getattr(torch, name)
 
-# %% ../nbs/17_classifier.ipynb #749d9c44
+# %% ../nbs/17_classifier.ipynb #1cd827dc
 class InContext(BaseEstimator):
     "An estimator that reads its training rows and answers in context; the ground of classifier and regressor [5.2]"
     def __init__(
         self,
         model=None, # None for the package's weights, the path of a weights file, or an `RDBPFN`
-        n_estimators=2, # answers that are averaged, see `choose_members`; 1 is the paper's single pass
+        n_estimators=1, # answers that are averaged, see `choose_members`
         context='balanced', # which rows are read if there are more than fit, see `draw_contexts`
         n_context=1024, # rows that each estimator reads, at most
         n_columns=36, # columns that each estimator reads, at most
@@ -105,7 +105,7 @@ class InContext(BaseEstimator):
             if not isinstance(n := getattr(self, name), (int, np.integer)) or n < 1: raise InputError(f'{name} must be a whole number of 1 or more, got {n!r}.')
         return draw_contexts(self.context, codes, times, self.n_context, self.n_estimators, check_random_state(self.random_state))
 
-# %% ../nbs/17_classifier.ipynb #248b2840
+# %% ../nbs/17_classifier.ipynb #be75486d
 @patch
 def _frame(self: InContext, X, reset):
     "X as a frame, its columns noted (`reset`) or compared with those of `fit`"
@@ -139,7 +139,7 @@ def _note(self: InContext, frame, contexts, x):
 
 @patch
 def _log_odds(self: InContext, X):
-    "Log-odds (m, K) of yes to each question; None if no column tells rows apart"
+    "Number of rows m, and log-odds (m, K) of yes to each question, None if no column tells rows apart"
     check_is_fitted(self)
     rows = self.encoder_.transform(self._frame(X, reset=False))
     return (len(rows), self.ensemble_ and self.ensemble_.log_odds(rows))
@@ -180,7 +180,7 @@ class RDBPFNClassifier(ClassifierMixin, InContext):
 
 # %% ../nbs/17_classifier.ipynb #f93f94c4
 class RDBPFNRegressor(RegressorMixin, InContext):
-    "In-context regressor: cumulative probabilities over quantile thresholds, from the same binary network [issue 6, item 4]"
+    "In-context regressor: cumulative probabilities over quantile thresholds, from the same binary network [beyond the paper]"
     def fit(self, X, y, times=None):
         "Encode the labelled rows X (n, C) of any types, y (n,) numbers, asked at times (n,), and read them as context"
         frame = self._frame(X, reset=True)
@@ -223,7 +223,7 @@ def explain(
     X, # (m, C) rows with the columns of `fit`
     groups: dict|None = None # name -> list of columns that are hidden together; None: no groups
 ) -> Explanation: # of m predictions
-    "The effect of each column, and of each group of columns, on each answer [issue 6, item 4]"
+    "The effect of each column, and of each group of columns, on each answer [beyond the paper]"
     check_is_fitted(self)
     frame, groups = self._frame(X, reset=False), groups or {}
     names, at = list(frame.columns), {frame.columns[j]: i for i, j in enumerate(self.encoder_.plan)} if self.ensemble_ else {}
@@ -246,7 +246,7 @@ def parts(
     self: InContext,
     training_rows: bool = True # with the encoded labelled rows, or with what the network has made of them
 ) -> tuple: # about (dict), parts (dict of bytes), as `write_parts` takes them
-    "Everything that a fitted estimator consists of, as plain data [issue 6, item 4]"
+    "Everything that a fitted estimator consists of, as plain data [beyond the paper]"
     check_is_fitted(self)
     e, plan = self.ensemble_, {str(j): how for j, how in self.encoder_.plan.items()}
     about = dict(kind=type(self).__name__, params={k: getattr(self, k) for k in SAVED}, names=list(self.feature_names_in_) if hasattr(self, 'feature_names_in_') else None,
@@ -272,7 +272,7 @@ def save(
     path, # file to write, such as 'churn.rdbpfn'
     training_rows: bool = True # with the encoded labelled rows, or with what the network has made of them
 ) -> Path: # the file, whole
-    "Write the fitted estimator to one file, without pickle [issue 6, item 4]"
+    "Write the fitted estimator to one file, without pickle [beyond the paper]"
     return write_parts(path, *self.parts(training_rows))
 
 # %% ../nbs/17_classifier.ipynb #eca27fd0
@@ -308,7 +308,7 @@ def from_parts(
     parts: dict, # likewise
     device: str|None = None # see `pick_device`
 ) -> InContext: # fitted
-    "Put a fitted estimator together again [issue 6, item 4]"
+    "Put a fitted estimator together again [beyond the paper]"
     params = about['params'] | dict(views=tuple(about['params']['views']))
     place = pick_device(device)
     self = cls(model=unpack_network(about['network'], parts, place) if 'network' in about else None, device=device, **params)
@@ -329,5 +329,5 @@ def load(
     path, # file that `save` wrote
     device: str|None = None # see `pick_device`; it need not be the one that the file was written on
 ) -> InContext: # fitted
-    "Read a fitted estimator from a file, or say why not [issue 6, item 4]"
+    "Read a fitted estimator from a file, or say why not [beyond the paper]"
     return cls.from_parts(*read_parts(path, (cls.__name__,)), device)

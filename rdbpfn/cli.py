@@ -15,7 +15,7 @@ from .core import atomic_path
 from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, write_table
 from .workshop import Sentences, show, workshop
 
-# %% ../nbs/23_cli.ipynb #46a50863
+# %% ../nbs/23_cli.ipynb #8918ffcb
 app = typer.Typer(cls=Sentences, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Predictions from a relational database, in context: no training, no download.')
 
@@ -26,7 +26,7 @@ def summary(
     begin: float, # `time.time()` at the beginning
     **files # what is in them: Path, or None
 ) -> None: # on standard output
-    "Say what was used, how long it took and where the results are [issue 6, item 5]"
+    "Say what was used, how long it took and where the results are [beyond the paper]"
     from rdbpfn.questions import tables_of
     written = {what: path for what, path in files.items() if path}
     show({'questions': f'{len(rows):,}', **{k.replace('_', ' '): v for k, v in used.items()}, 'seconds': time.time() - begin, **written}, False)
@@ -59,12 +59,12 @@ def predict(
     write_table(rows.assign(**found), ask.out)
     summary(rows, model.used_, model.time_col and model.plan_, begin, predictions=ask.out, estimator=save)
 
-# %% ../nbs/23_cli.ipynb #aaa4f31d
+# %% ../nbs/23_cli.ipynb #84a7d31d
 def long_table(
     keys: 'pd.DataFrame', # (m, ...) keys, cutoffs and predictions
     told: 'Explanation' # of them
 ) -> 'pd.DataFrame': # (m (G + F), ...): keys, score, kind, name, value as text, effect
-    "Effects of G groups and F features on m answers, a row each [issue 6, item 4]"
+    "Effects of G groups and F features on m answers, a row each [beyond the paper]"
     import pandas as pd
     effects = pd.concat([told.groups, told.features], axis=1).to_numpy()
     n_groups, n = told.groups.shape[1], effects.shape[1]

@@ -37,11 +37,11 @@ def generator(
     import torch
     return torch.Generator().manual_seed(seed_of(seed, *index))
 
-# %% ../nbs/00_core.ipynb #a2e74478
+# %% ../nbs/00_core.ipynb #c4572957
 def pick_device(
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None chooses
 ) -> 'torch.device': # where tensors go
-    "The device the user names, else a GPU if there is one, else the CPU [design 4, Scale]"
+    "The device the user names, else CUDA if there is one, else the CPU [contract: scale]"
     import torch
     try: wanted = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     except RuntimeError: raise InputError(f"'{device}' is not a device: use 'cpu', 'cuda' or 'cuda:N'.") from None

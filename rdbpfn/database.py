@@ -89,14 +89,14 @@ class Database:
     def times(self,
         table: str # table name
     ) -> np.ndarray|None: # datetime64[ns] (N,), NaT where unknown; None for a table without time
-        "When each row came into being [design 4, Time]"
+        "When each row came into being [contract: time]"
         col = self.schema[table].time_col
         return None if col is None else self.table_dict[table][col].to_numpy()
 
     def check_times(self,
         tables # names of those that are to be seen as of a moment
     ) -> None: # raises InputError for the first whose time is unclear
-        "Refuse to guess a table's time: the wrong one leaks, and so does none [design 4, Time]"
+        "Refuse to guess a table's time: the wrong one leaks, and so does none [contract: time]"
         for t in (t for t in tables if t in self.unclear):
             first, which = self.unclear[t][0], 'which one' if len(self.unclear[t]) > 1 else 'whether that'
             raise InputError(f"{_dated(t, self.unclear[t])}, and nothing says {which} is its time: name it, Database.open(..., time_col={{{t!r}: {first!r}}}) or --times {t}.{first}, or say that its rows are visible at all times, time_col={{{t!r}: None}} or --times {t}.")
@@ -135,7 +135,7 @@ def from_frames(
     time_col: dict|None = None, # {table: column}
     kinds: dict|None = None # {table: {column: kind}}, for columns whose dtype misleads
 ) -> Database: # with kinds inferred where they are not given
-    "A database from frames and keys, in RelBench's words [design 4, Names]"
+    "A database from frames and keys, in RelBench's words [contract: interface]"
     frames = {str(n): f.rename(columns=str) for n, f in table_dict.items()}
     return cls(frames, _schema(frames, pkey_col or {}, fkey_col_to_pkey_table or {}, time_col or {}, kinds or {}))
 
@@ -215,7 +215,7 @@ def upto(
     self: Database,
     t # moment, exclusive: anything that `pd.Timestamp` understands; with a time zone it is taken to UTC
 ) -> Database: # with the same schema and fewer rows
-    "The rows strictly before `t`; rows without time are hidden, tables without a time column stay whole [design 4, Time]"
+    "The rows strictly before `t`; rows without time are hidden, tables without a time column stay whole [contract: time]"
     try: moment = pd.Timestamp(t)
     except (TypeError, ValueError): moment = pd.NaT
     if moment is pd.NaT or isinstance(t, (int, float)): raise InputError(f"{t!r} is not a moment in time: give a date such as '2013-09-01'.")
@@ -257,7 +257,7 @@ def from_folder(
     limit: int|None = None, # rows of each table, at most; None reads all
     **keys # `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds` as in `from_frames`: a table named there is as told there
 ) -> Database: # read only
-    "A database from a folder: `schema.json` (per table pk, fk, time, kinds) and `db/*.parquet` [design 4]"
+    "A database from a folder: `schema.json` (per table pk, fk, time, kinds) and `db/*.parquet` [contract: interface]"
     path = Path(path)
     try:
         spec = json.loads((path/'schema.json').read_text())
@@ -303,7 +303,7 @@ def from_sql(
     kinds: dict|None = None, # as in `from_frames`
     limit: int|None = None # rows of each table, at most; None reads all
 ) -> Database: # a copy in memory; the source is only read
-    "A database from SQL, with keys from its catalogue [issue 2: SQLite, DuckDB, any SQLAlchemy or Ibis URL]"
+    "A database from SQL, with keys from its catalogue [beyond the paper]"
     frames, pkeys, links, dates = read_sql(source, tables, limit)
     told, pkeys, named = fkey_col_to_pkey_table or {}, {**pkeys, **(pkey_col or {})}, time_col or {}
     fkeys = {t: {**links.get(t, {}), **told.get(t, {})} for t in {**links, **told}}
@@ -317,7 +317,7 @@ def from_relbench(
     cls: Database,
     db # a `relbench.base.Database`, or anything of its shape
 ) -> Database: # shares no frame with it
-    "A database from RelBench's own [design 4, Names]"
+    "A database from RelBench's own [contract: interface]"
     told = lambda a: {n: getattr(t, a) for n, t in db.table_dict.items() if getattr(t, a)}
     return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, told('pkey_col'), told('fkey_col_to_pkey_table'), told('time_col'))
 
@@ -325,7 +325,7 @@ def from_relbench(
 def to_relbench(
     self: Database
 ) -> 'relbench.base.Database': # needs relbench installed
-    "The database as RelBench's own [design 4, Names]"
+    "The database as RelBench's own [contract: interface]"
     try: from relbench.base import Database as RelDatabase, Table as RelTable
     except ImportError: raise InputError("RelBench is not installed: pip install 'rdbpfn[relbench]'.") from None
     for t in self.schema.tables:
@@ -340,7 +340,7 @@ def open(
     what, # a Database, {table: frame}, a folder, a URL or file, a RelBench database, an Ibis connection
     **keys # for frames, folders and SQL: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`; for the last two `limit`
 ) -> Database: # `what` itself if it is one already
-    "Open a database, whatever it is kept in [issue 2, item 2]"
+    "Open a database, whatever it is kept in [beyond the paper]"
     if isinstance(what, cls): return what
     if isinstance(what, dict): return cls.from_frames(what, **keys)
     if hasattr(what, 'table_dict'): return cls.from_relbench(what)

@@ -71,7 +71,7 @@ class Feature:
         return write(self.path, self.aggs)
 
     def describe(self):
-        "The same as a plain sentence [design 4]"
+        "The same as a plain sentence [contract: interface]"
         date = self.kind == 'datetime'
         column = f'number of days from {self.column} to the cutoff' if date else self.column
         def say(path, aggs, row, sibling=None):
@@ -115,14 +115,14 @@ class Plan:
         return [f.name for f in self if any(map(looks_back, f.aggs))]
 
     def select(self, names):
-        "The plan with the named features only, in that order [design 4]"
+        "The plan with the named features only, in that order [contract: interface]"
         known = dict(zip(self.names, self.features))
         for n in names:
             if n not in known: raise InputError(f'The plan has no feature {n!r}: `plan.names` lists the {len(self)} that it has.')
         return Plan(self.entity_table, tuple(known[n] for n in names), self.mask, self.schema)
 
     def describe(self):
-        "A frame with one row a feature: name, number of hops, table, kind and sentence [design 4]"
+        "A frame with one row a feature: name, number of hops, table, kind and sentence [contract: interface]"
         return pd.DataFrame([(f.name, len(f.path), f.table, 'count' if f.column is None else f.kind, f.describe()) for f in self], columns=['feature', 'hops', 'table', 'kind', 'meaning'])
 
 # %% ../nbs/11_dfs.ipynb #0262f61b
@@ -177,7 +177,7 @@ def check_cutoffs(
     cutoffs, # (n,) datetimes, or None
     n: int # number of rows
 ) -> np.ndarray: # datetime64[ns] (n,), or None
-    "Refuse cutoffs that are none [design 4, Time]"
+    "Refuse cutoffs that are none [contract: time]"
     if cutoffs is None:
         if plan.looking_back: raise InputError(f'{plan.looking_back[0]} looks back from a cutoff: give each row one, or plan with the aggregations of the paper.')
         return None
@@ -194,7 +194,7 @@ def check_rows(
     rows, # (n,) positions in the entity table
     cutoffs # (n,) datetimes, or None: everything is visible
 ) -> tuple: # rows int64 (n,), cutoffs datetime64[ns] (n,) or None
-    "Refuse what cannot be computed or would leak [design 4, Time]"
+    "Refuse what cannot be computed or would leak [contract: time]"
     rows, n, table = np.asarray(rows), db.n_rows(plan.entity_table), plan.entity_table
     if rows.size and rows.dtype.kind not in 'iu' or rows.ndim != 1: raise InputError(f'rows must be a list of whole numbers, positions in {table!r}.')
     bad = rows[(rows < 0) | (rows >= n)]
@@ -234,7 +234,7 @@ def as_frame(
     columns: list, # one float array (n,) for each feature; ranks for categories
     n: int # number of rows
 ) -> pd.DataFrame: # (n, len(plan)); float64, and category with the values that occur
-    "Name the features and give categories their values back [design 4]"
+    "Name the features and give categories their values back [contract: interface]"
     def column(f, x):
         if not f.is_category: return np.asarray(x, 'float64')
         codes = np.where(np.isnan(x), -1, x).astype('int64')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKET', 'make_market', 'against_featuretools', 'measure', 'scale', 'bench_dfs']
 
-# %% ../nbs/19b_dfs_bench.ipynb #bd486767
+# %% ../nbs/19b_dfs_bench.ipynb #dd7ad010
 import json, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -14,8 +14,9 @@ from .schema import Column, ForeignKey, Schema, Table
 from .database import Database
 from .dfs import featuretools_features, plan_features
 from .dfs_tensor import compute_features
+from .latency import peak_mb
 
-# %% ../nbs/19b_dfs_bench.ipynb #8e1f1188
+# %% ../nbs/19b_dfs_bench.ipynb #60277699
 def _table(name, time_col=None, **kinds): return Table(name, tuple(Column(c, k) for c, k in kinds.items()), 'id', time_col)
 
 MARKET = Schema((_table('customers', id='key', age='number', region='category'), _table('shops', id='key', size='number', city='category'),
@@ -28,7 +29,7 @@ def make_market(
     child_rows: int, # orders and items together, 5 or more
     customers: int # rows of the entity table, 1 or more
 ) -> Path: # the file
-    "Write customers, shops, orders and items into a DuckDB file [design 4, Scale]"
+    "Write customers, shops, orders and items into a DuckDB file [contract: scale]"
     import duckdb
     if child_rows < 5 or customers < 1: raise InputError(f'A market needs 5 child rows and 1 customer or more, got {child_rows} and {customers}.')
     orders = child_rows//5
@@ -46,12 +47,12 @@ def _request(customers, n):
     keys = rng.permutation(customers)[:n]
     return keys, np.datetime64('2020-01-01', 'ns') + rng.choice(86_400_000, n, replace=False).astype('timedelta64[s]')
 
-# %% ../nbs/19b_dfs_bench.ipynb #4cc53f25
+# %% ../nbs/19b_dfs_bench.ipynb #e557d0fd
 def against_featuretools(
     target_rows: int = 1000, # each with its own cutoff
     child_rows: int = 100_000 # of the entity
 ) -> dict: # seconds of both engines, their ratio and the largest difference
-    "How many times faster than the reference, in the same run [issue 6: at least 100]"
+    "How many times faster than the reference, in the same run [beyond the paper]"
     with tempfile.TemporaryDirectory() as folder:
         import duckdb
         with duckdb.connect(str(make_market(f'{folder}/market.duckdb', 5*child_rows, target_rows))) as con:
@@ -65,25 +66,25 @@ def against_featuretools(
     pd.testing.assert_frame_equal(x, y, rtol=1e-6, atol=1e-9)
     return dict(ratio=theirs/ours, seconds=ours, featuretools_seconds=theirs, target_rows=target_rows, child_rows=child_rows, features=len(plan))
 
-# %% ../nbs/19b_dfs_bench.ipynb #1afb5d6a
+# %% ../nbs/19b_dfs_bench.ipynb #82b3175f
 def measure(
     path, # DuckDB file of `make_market`
     customers: int, # rows of its entity table
     target_rows: int # how many of them to featurise, each with its own cutoff
 ) -> dict: # target_rows, features, seconds, cpu_seconds, peak_rss_mb, and a checksum
-    "Features of depth 2 from a DuckDB file, with time and memory [design 4, Scale]"
-    import resource, ibis
+    "Features of depth 2 from a DuckDB file, with time and memory [contract: scale]"
+    import ibis
     from rdbpfn.dfs_sql import sql_features
     con = ibis.duckdb.connect(path, read_only=True, memory_limit='2.5GB', threads=2, temp_directory=str(Path(path).parent))
     plan, (keys, cutoffs) = plan_features(MARKET, 'customers'), _request(customers, target_rows)
     start, cpu = time.perf_counter(), time.process_time()
     x = sql_features(con, plan, keys, cutoffs)
-    return dict(target_rows=target_rows, features=len(plan), seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu, peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, orders_seen=float(x['COUNT(orders)'].sum()))
+    return dict(target_rows=target_rows, features=len(plan), seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu, peak_rss_mb=peak_mb(), orders_seen=float(x['COUNT(orders)'].sum()))
 
 def scale(
     sizes: tuple = (100_000, 1_000_000, 10_000_000) # child rows; one target row for every hundred
 ) -> list: # of dicts: child_rows, target_rows, seconds, peak_rss_mb, ...
-    "Time and memory against size, each in a fresh process [issue 6: linear, under 60 s and 4 GB]"
+    "Time and memory against size, each in a fresh process [beyond the paper]"
     out = []
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +98,6 @@ def scale(
 def bench_dfs(
     sizes: tuple = (100_000, 1_000_000, 10_000_000) # child rows of the growth
 ) -> dict: # 'featuretools_ratio', 'featuretools' with its details, 'scale'
-    "What `rdbpfn bench dfs --json` prints [issue 6]"
+    "What `rdbpfn bench dfs --json` prints [beyond the paper]"
     growth, against = scale(sizes), against_featuretools()
     return dict(featuretools_ratio=against['ratio'], featuretools=against, scale=growth)

@@ -145,7 +145,7 @@ def sql(
     dialect: str = 'duckdb', # as Ibis calls it: 'postgres', 'sqlite', 'snowflake', 'bigquery', ...
     timed: bool = True # with a cutoff for each row?
 ) -> str: # a query; the table `rows` (`rows_` where a table of the database is called so) holds pid, cut (nanoseconds) and the entity's keys key0, key1, ...
-    "A feature as SQL [design 4, DFS: every feature knows its SQL]"
+    "A feature as SQL [contract: features]"
     types = dict(key='int64', number='float64', category='string', boolean='boolean', datetime='timestamp', text='string')
     tables = {t.name: ibis.table({c.name: types[c.kind] for c in t.columns}, name=t.name) for t in self.schema.tables}
     keys = self.schema[self.entity_table].pkey

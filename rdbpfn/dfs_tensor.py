@@ -21,7 +21,7 @@ BLOCK = 2**23                                                   # how many numbe
 def known_at(
     times: np.ndarray # datetime64[ns] (N,), NaT where unknown
 ) -> np.ndarray: # int64 (N,), nanoseconds, NEVER for NaT
-    "Times as integers: what has no time is never visible [design 4, Time]"
+    "Times as integers: what has no time is never visible [contract: time]"
     t = np.asarray(times).view('int64')
     return np.where(t == np.iinfo('int64').min, NEVER, t)
 
@@ -56,7 +56,7 @@ def children(
     path: tuple, # of `Hop`: one backward, the rest forward
     date: str|None = None # column of dates at the end of the path
 ) -> tuple: # child rows (M,), when each value is known (M,), where each parent's children begin (N_parent+1,)
-    "Child rows by parent, then by the time at which the value at the end of the path is known [design 4, Time]"
+    "Child rows by parent, then by the time at which the value at the end of the path is known [contract: time]"
     if not self.timed: path, date = path[:1], None
     while len(path) > 1 and not date and self.db.schema[path[-1].target].time_col is None: path = path[:-1]
     return self.cached(self._children, path, date, self.timed)
@@ -81,7 +81,7 @@ def visible(
     cut: np.ndarray, # int64 (P,), number of the cutoff
     date: str|None = None # column of dates at the end of the path
 ) -> tuple: # child rows in order, and for each pair where its range begins and ends
-    "The children that each pair may see, as ranges [design 4, Time]"
+    "The children that each pair may see, as ranges [contract: time]"
     order, known, start = self.children(path, date)
     lo = start[rows]                                          # row -1: behind the last child, so an empty range
     return order, lo, first_not_before(known, lo, start[rows+1], self.cutoffs[cut])
@@ -96,7 +96,7 @@ def pairs(
     cut: np.ndarray, # int64 (P,), number of the cutoff
     target: bool = False # are these the target rows themselves?
 ) -> list: # float64 (P,) for each specification
-    "Sort the frontier and compute each different pair once, unless all that is wanted can be looked up [design 4, DFS]"
+    "Sort the frontier and compute each different pair once, unless all that is wanted can be looked up [contract: features]"
     if not any(path for path, *_ in specs): return [self.own(table, c, k, rows, cut, target) for _, c, k, _ in specs]
     different, back = np.unique(rows*len(self.cutoffs) + cut, return_inverse=True)
     return [x[back] for x in self.walk(specs, table, *np.divmod(different, len(self.cutoffs)), target)]
@@ -160,7 +160,7 @@ def latest(
     rows: np.ndarray, # int64 (P,)
     cut: np.ndarray # int64 (P,), number of the cutoff
 ) -> list: # float64 (P,) for each specification
-    "Go to the most recent child, of several at the same time the last in the table [design 4, DFS]"
+    "Go to the most recent child, of several at the same time the last in the table [contract: features]"
     order, lo, hi = self.visible(path, rows, cut)
     child = np.where(hi > lo, np.append(order, -1)[hi-1], -1)
     found = self.pairs([(rest, c, k, aggs[1:]) for rest, c, k, aggs in specs], path[0].target, child, cut)

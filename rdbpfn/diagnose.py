@@ -201,7 +201,7 @@ def asked_tables(
 def real_folders(
     data # folder of folders, each with schema.json, db/ and tasks/
 ) -> list: # of paths, sorted
-    "The databases in a folder [design 4]"
+    "The databases in a folder [contract: interface]"
     found = sorted(p.parent for p in Path(data).glob('*/schema.json'))
     if not found: raise InputError(f"There is no database in '{data}': give a folder whose folders hold schema.json and db/.")
     return found

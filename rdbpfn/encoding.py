@@ -11,11 +11,11 @@ import numpy as np, pandas as pd
 from scipy.special import ndtri
 from .core import InputError
 
-# %% ../nbs/15b_encoding.ipynb #ae769a02
+# %% ../nbs/15b_encoding.ipynb #69b6ba66
 def as_numbers(
     col: pd.Series # column of any type
 ) -> np.ndarray|None: # (N,) float64 with NaN for missing and infinite; None if some of its values are no numbers
-    "Values of a column that has an order of its own: numbers, booleans, dates and durations in days [design 7]"
+    "Values of a column that has an order of its own: numbers, booleans, dates and durations in days [contract: interface]"
     if isinstance(col.dtype, pd.CategoricalDtype): return None
     kind = pd.api.types.infer_dtype(col, skipna=True)
     if kind == 'complex': raise InputError(f"Complex data not supported: column '{col.name}' holds complex numbers; give real and imaginary part as two columns.")
@@ -31,13 +31,13 @@ def as_numbers(
     values = col.astype('Float64').to_numpy(float, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 
-# %% ../nbs/15b_encoding.ipynb #a2f9a792
+# %% ../nbs/15b_encoding.ipynb #bd75f517
 MAX_CODES = 64 # values of a category that get a code of their own; the rarer ones share one
 
 def text_of(
     value # anything but a missing value
 ) -> str: # 1 and 1.0 are one category
-    "The name under which a category is known [design 7]"
+    "The name under which a category is known [contract: interface]"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 def code_book(
@@ -49,9 +49,9 @@ def code_book(
     order = sorted(counts.index, key=lambda v: (-counts[v], v))
     return {v: min(i, MAX_CODES) for i, v in enumerate(order)}
 
-# %% ../nbs/15b_encoding.ipynb #993017fb
+# %% ../nbs/15b_encoding.ipynb #b4eb0e14
 class FrameEncoder:
-    "From a frame of any types to a float64 matrix, with what the context rows taught it [design 4, Model]"
+    "From a frame of any types to a float64 matrix, with what the context rows taught it [contract: features]"
     def fit(
         self,
         frame: pd.DataFrame # context rows
@@ -124,11 +124,11 @@ def _normal_rank(grid, column):
     place = (np.searchsorted(grid, column, 'left') + np.searchsorted(grid, column, 'right'))/2
     return np.where(np.isnan(column), np.nan, ndtri(place.clip(.25, GRID - .25)/GRID))
 
-# %% ../nbs/15b_encoding.ipynb #7069b75d
+# %% ../nbs/15b_encoding.ipynb #ca7797ec
 def distinct_columns(
     x: np.ndarray # (n, C) float64, NaN for missing
 ) -> np.ndarray: # ascending positions of columns, of each set of equal ones the first
-    "Leave out constant columns and straight lines of columns that come before them [design 7; issue 6, item 3]"
+    "Leave out constant columns and straight lines of columns that come before them [contract: interface]"
     z = View('raw', x)(x)
     first = np.take_along_axis(z, (np.nan_to_num(np.abs(z)) > 1e-6).argmax(0)[None], 0)
     z = np.round(np.nan_to_num(z*np.where(first < 0, -1, 1), nan=1e3), 6) + 0.                 # + 0.: no minus zero
@@ -147,14 +147,14 @@ def rank_eta(
     means = np.stack([r[codes == k].mean(0) for k in range(codes.max() + 1)])
     return (np.bincount(codes) @ means**2)/np.maximum((r**2).sum(0), 1e-12)
 
-# %% ../nbs/15b_encoding.ipynb #e097fceb
+# %% ../nbs/15b_encoding.ipynb #87fbbc26
 def select_columns(
     x: np.ndarray, # (n, C) context, NaN for missing
     codes: np.ndarray, # (n,) class of each row, 0..K-1
     size: int, # how many
     novel: bool = True # discount what chosen columns tell already?
 ) -> np.ndarray: # ascending positions, all of them if there are no more
-    "The columns that tell most about the class, one after the other [issue 6, item 3; minimum redundancy, maximum relevance]"
+    "The columns that tell most about the class, one after the other [beyond the paper]"
     gain = rank_eta(x, codes)
     if x.shape[1] <= size: return np.arange(x.shape[1])
     if not novel: return np.sort(np.argsort(-gain, kind='stable')[:size])

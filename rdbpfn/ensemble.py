@@ -63,7 +63,7 @@ def _quotas(codes, size):
 
 def _by_class(codes, quotas, rng): return np.sort(np.concatenate([rng.permutation(np.flatnonzero(codes == k))[:q] for k, q in enumerate(quotas)]))
 
-# %% ../nbs/16b_ensemble.ipynb #1929c943
+# %% ../nbs/16b_ensemble.ipynb #4519b3c9
 @dataclass(eq=False)
 class Member:
     "One way to show the context to the network"
@@ -77,10 +77,10 @@ def flip_of(
     i: int, # number of the member, >= 0
     n_views: int # how many views take turns
 ) -> bool: # so that the first 2 n_views members are all different
-    "Every view plain and flipped, in an order that mixes both early [issue 6, item 4]"
+    "Every view plain and flipped, in an order that mixes both early [beyond the paper]"
     return bool((i + i//n_views*(1 - n_views % 2)) % 2)
 
-# %% ../nbs/16b_ensemble.ipynb #780d6520
+# %% ../nbs/16b_ensemble.ipynb #fff8295e
 def log_odds_of(
     share # of ones, in [0, 1]
 ) -> np.ndarray: # finite
@@ -99,7 +99,7 @@ def choose_members(
     rates: np.ndarray|None, # (K,) share of ones among all labels, to correct the odds; None: leave them
     rng: np.random.RandomState # for the choice of columns
 ) -> list: # of `Member`; fewer than contexts if more would only repeat what is there
-    "Views, flips and columns in turn, each with its own context [issue 6, items 3 and 4]"
+    "Views, flips and columns in turn, each with its own context [beyond the paper]"
     if columns not in ('novel', 'top', 'drawn'): raise InputError(f"columns must be 'novel', 'top' or 'drawn', got {columns!r}.")
     cols, members, told = distinct_columns(x), [], set()
     eta, top = rank_eta(x[:, cols], codes), cols[select_columns(x[:, cols], codes, n_columns, columns != 'top')]
@@ -115,7 +115,7 @@ def choose_members(
         members.append(Member(rows, mine, flip, View(view, x[rows][:, mine]), shift))
     return members
 
-# %% ../nbs/16b_ensemble.ipynb #f7b627e8
+# %% ../nbs/16b_ensemble.ipynb #c38e8023
 PASS_BYTES = 64*2**20 # of what passes at a time on a CPU, about; 16 times as much on a GPU
 CACHE_BYTES = 2**30 # of the largest context cache that is kept
 
@@ -126,7 +126,7 @@ def memory_of(
     dtype: torch.dtype = torch.float32, # in which it is read
     device: str = 'cpu' # 'cpu' or 'cuda'
 ) -> dict: # bytes: 'kept' for a context, 'passing' for a row on its way through
-    "How much memory reading and answering take, before they take it [design 7]"
+    "How much memory reading and answering take, before they take it [contract: interface]"
     c, size = config, dtype.itemsize
     vector = (n_columns + 1)*c.width*size
     weights = (n_columns + 1)*c.n_heads*n_rows*size*2 if dtype == torch.bfloat16 and device == 'cpu' else 0

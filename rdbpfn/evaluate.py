@@ -197,7 +197,7 @@ def submission_folder(
     root, # of all submissions
     record: dict # says what the setting is
 ) -> Path: # such as root/rdbpfn_cd66a500e2e4_frozen_dfs-2_1024
-    "Where the predictions of one setting are kept [issue 4, item 5]"
+    "Where the predictions of one setting are kept [beyond the paper]"
     parts = (record[k] for k in ('model', 'weights', 'regime', 'features', 'n_shots'))
     return Path(root)/re.sub(r'[^\w.-]+', '-', '_'.join(str(p) for p in parts if p is not None))
 
@@ -275,7 +275,7 @@ def run_suite(
             say(f"{entry.name}, {protocol.about['regime']}: {len(new)} cells in {time.time() - start:.0f} s, {sum('error' in r for r in new)} failed" + f' ({protocol.note})'*bool(protocol.note))
     return made
 
-# %% ../nbs/21_evaluate.ipynb #cbe7839c
+# %% ../nbs/21_evaluate.ipynb #5f061a0d
 class Validation:
     "Fixed questions from the validation splits of a suite, to ask a network that is still in training [5.3, A.3]"
     def __init__(self,
@@ -294,7 +294,7 @@ class Validation:
             for n, draw in product(protocol.n_shots, range(n_draws)):
                 X, y, Xq, yq = protocol.cell(n, draw)
                 if y.min() == y.max() or yq.min() == yq.max(): continue
-                model = RDBPFNClassifier(n_estimators=1, random_state=draw, device='cpu').fit(X, y)
+                model = RDBPFNClassifier(random_state=draw, device='cpu').fit(X, y)
                 if model.ensemble_: self.cells.append((n, model.ensemble_, model.encoder_.transform(Xq), yq))
         if not self.cells: raise InputError(f'The suite {suite!r} has no relational task whose validation split could be asked: name one that has.')
 

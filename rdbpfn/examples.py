@@ -174,7 +174,7 @@ def from_folder(
     path, # folder of a database: schema.json, db/, tasks/
     name: str # one of the folders in tasks/
 ) -> Task: # the database itself is opened only when it is asked for
-    "Read a task from `tasks/<name>/{train,val,test}.parquet`, with or without a task.json [design 4]"
+    "Read a task from `tasks/<name>/{train,val,test}.parquet`, with or without a task.json [contract: interface]"
     path, folder = Path(path), Path(path)/'tasks'/name
     if name not in task_names(path): raise no_such('task', name, f'the folder {path}', task_names(path))
     pkeys = [(n, t.get('pk')) for n, t in json.loads((path/'schema.json').read_text()).items()]
@@ -195,7 +195,7 @@ def from_folder(
 def task_names(
     path # folder of a database
 ) -> list: # of names, sorted
-    "The tasks in a folder [design 4]"
+    "The tasks in a folder [contract: interface]"
     return sorted(p.name for p in Path(path).glob('tasks/*') if p.is_dir())
 
 def flights_tasks() -> list: # of names for `load_task`

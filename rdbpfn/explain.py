@@ -19,7 +19,7 @@ def effects_of(
     rows: np.ndarray, # (m, C) encoded queries, NaN for missing
     groups: list # of G lists of columns that are hidden together
 ) -> tuple: # scores (m,), effects (m, G)
-    "What each group adds to each query's score, by hiding it [issue 6, item 4]"
+    "What each group adds to each query's score, by hiding it [beyond the paper]"
     hide = np.zeros((1 + len(groups), rows.shape[1]), bool)
     for g, cols in enumerate(groups): hide[1 + g, cols] = True
     some, found = max(1, AT_ONCE//len(hide)), []
@@ -48,7 +48,7 @@ class Explanation:
         row: int|None = None, # position of the prediction; None: all, by mean absolute effect
         n: int = 10 # features at most
     ) -> pd.DataFrame: # feature, effect and, for a single prediction, value
-        "The features that moved a prediction most, or moved all of them most on average [issue 6, item 4]"
+        "The features that moved a prediction most, or moved all of them most on average [beyond the paper]"
         if row is not None and not -len(self) <= row < len(self): raise InputError(f'There is no prediction {row}: the explanation has {len(self)}, numbered from 0.')
         effect = self.features.abs().mean() if row is None else self.features.iloc[row]
         best = effect.abs().sort_values(ascending=False, kind='stable').index[:n]
@@ -61,7 +61,7 @@ def draw_explanation(
     row: int|None = None, # position of the prediction; None: all, by mean absolute effect
     n: int = 10 # features at most
 ) -> 'matplotlib.figure.Figure': # two panels: groups and features
-    "A bar chart by group and by feature [issue 6, item 4]"
+    "A bar chart by group and by feature [beyond the paper]"
     import matplotlib.pyplot as plt
     groups = explanation.groups.abs().mean() if row is None else explanation.groups.iloc[row]
     panels = dict(groups=groups.sort_values(key=abs, ascending=False).iloc[:n], features=explanation.top(row, n).set_index('feature').effect)

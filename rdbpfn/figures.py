@@ -15,14 +15,14 @@ from .core import atomic_path
 def to_markdown(
     frame: pd.DataFrame # values are shown as they are, floats with four digits
 ) -> str: # ends with a newline
-    "A table for a page [issue 4, item 2]"
+    "A table for a page [beyond the paper]"
     rows = [list(frame.columns), ['---']*frame.shape[1], *map(_row, frame.astype(object).to_numpy())]
     return ''.join('| ' + ' | '.join(map(str, r)) + ' |\n' for r in rows)
 
 def to_latex(
     frame: pd.DataFrame # likewise
 ) -> str: # a tabular with booktabs rules
-    "A table for a paper [issue 4, item 2]"
+    "A table for a paper [beyond the paper]"
     clean = lambda v: ''.join({'_': r'\_', '%': r'\%', '&': r'\&', '#': r'\#', '±': r'$\pm$', '—': '--'}.get(c, c) for c in str(v))
     line = lambda r: ' & '.join(map(clean, r)) + r' \\' + '\n'
     return r'\begin{tabular}{' + 'l'*frame.shape[1] + '}\n\\toprule\n' + line(frame.columns) + '\\midrule\n' + ''.join(line(_row(r)) for r in frame.astype(object).to_numpy()) + '\\bottomrule\n\\end{tabular}\n'
@@ -102,7 +102,7 @@ def save_svg(
     fig, # matplotlib figure
     path: Path # '.svg'
 ) -> Path: # the same; the file is whole or absent
-    "Write a figure [contract: same input, same bytes]"
+    "Write a figure [contract: randomness]"
     import matplotlib
     with matplotlib.rc_context(SVG), atomic_path(path) as tmp: fig.savefig(tmp, format='svg', metadata=dict(Date=None, Creator=None))
     return path
@@ -166,7 +166,7 @@ def lines_grid(
 def learning_curves(
     judged: pd.DataFrame # weights, hours, set, loss: what `scripts/judge_weights.py` wrote
 ) -> 'matplotlib.figure.Figure': # a panel for each set of synthetic tables
-    "Loss against core-hours, and the loss of weights that have none as a dotted line [issue 4, item 4]"
+    "Loss against core-hours, and the loss of weights that have none as a dotted line [beyond the paper]"
     panels = {}
     for name, d in judged.groupby('set', sort=False):
         ours, rest = d.dropna(subset='hours').set_index('hours').loss, d[d.hours.isna()].set_index('weights').loss

@@ -21,7 +21,7 @@ def time_span(
     table: str, # its name
     until=None # datetime: nothing at or after it is looked at; None: everything is
 ) -> tuple|None: # 1st and 99th percentile of its times, in nanoseconds since 1970; None without times
-    "What stretch of time the rows of a table cover [design 4, DFS: trailing windows]"
+    "What stretch of time the rows of a table cover [contract: features]"
     t = self.times(table)
     t = t[~np.isnat(t)] if t is not None else np.empty(0, 'datetime64[ns]')
     if until is not None: t = t[t < np.datetime64(until, 'ns')]
@@ -32,7 +32,7 @@ def time_scales(
     db: Database, # holds the rows, in memory or in place (13b)
     until=None # datetime: nothing at or after it is looked at; None: everything is
 ) -> tuple: # widths in days, ascending; () if no table has times
-    "Widths for `feature_set('full', widths)` [design 4, DFS: trailing windows]"
+    "Widths for `feature_set('full', widths)` [contract: features]"
     span = lambda table: np.subtract(*(db.time_span(table, until) or (0, 0)))/-86_400e9
     days = max(map(span, db.schema.names), default=0)
     return tuple(float(f'{days/k:.2g}') for k in (64, 16, 4)) if days > 1e-3 else ()
@@ -53,7 +53,7 @@ def as_span(
 def history_table(
     entity_table: str # table the labels are about
 ) -> str: # name of the table that `with_history` adds
-    "What the table of past labels is called [design 4]"
+    "What the table of past labels is called [contract: interface]"
     return f'{entity_table}_labels'
 
 # %% ../nbs/11c_history.ipynb #f7faaa5e
@@ -66,7 +66,7 @@ def with_history(
     label_col: str, # its column with the answer
     delay # how long after the cutoff the answer is known: as `as_span` takes it
 ) -> Database: # with one more table, `history_table`
-    "Add an entity's past labels as rows that come into being when they are known [design 4: never the target, except its past]"
+    "Add an entity's past labels as rows that come into being when they are known [contract: time]"
     if not isinstance(db, Database): raise InputError('Past labels become a table beside the others, which needs the database in memory: open it with Database.open, or leave label_delay out.')
     for c in (entity_col, time_col, label_col):
         if c not in labels: raise InputError(f'The labelled history has no column {c!r}: its columns are {", ".join(map(str, labels))}.')
@@ -104,7 +104,7 @@ def cached_features(
     cutoffs, # (n,) datetimes, or None
     folder # where features are kept; made if needed
 ) -> pd.DataFrame: # what the engine gives
-    "Features, computed only if nobody has computed them before [issue 6: cached by content]"
+    "Features, computed only if nobody has computed them before [beyond the paper]"
     import pyarrow as pa, pyarrow.parquet as pq
     when = None if cutoffs is None else np.asarray(cutoffs, 'datetime64[ns]')
     path = Path(folder)/f'{digest(db, engine.__name__, plan, np.asarray(rows), when)}.parquet'

@@ -18,10 +18,10 @@ from .dfs import Plan
 from .dfs_tensor import compute_features
 from .history import cached_features
 
-# %% ../nbs/13b_in_place.ipynb #333adba8
+# %% ../nbs/13b_in_place.ipynb #620bc120
 @dataclass(frozen=True, eq=False)
 class InPlace:
-    "A database whose rows stay where they are; only its schema is held [design 4, Scale]"
+    "A database whose rows stay where they are; only its schema is held [contract: scale]"
     source: object # folder of Parquet files, DuckDB or SQLite file, URL, Ibis connection
     schema: Schema # tables, kinds of columns, keys, times
     unclear: dict # {table: its columns of dates} where nothing says which one is its time
@@ -45,7 +45,7 @@ class InPlace:
     def upto(self,
         t # moment, exclusive
     ):
-        "The same place, with only the rows strictly before `t`; rows without time are hidden [design 4, Time]"
+        "The same place, with only the rows strictly before `t`; rows without time are hidden [contract: time]"
         return replace(self, before=t)
 
     def relation(self,
@@ -78,14 +78,14 @@ def row_of(
     if len(absent): raise InputError(f'{len(absent):,} of {len(keys):,} keys are not in table {table!r}, {keys[absent[0]]!r} for one: leave them out or add them to the table.')
     return keys.to_numpy()
 
-# %% ../nbs/13b_in_place.ipynb #db35e27f
+# %% ../nbs/13b_in_place.ipynb #9553af4f
 @patch
 def time_span(
     self: InPlace,
     table: str, # its name
     until=None # datetime: nothing at or after it is looked at; None: everything is
 ) -> tuple|None: # 1st and 99th percentile of its times, in nanoseconds since 1970; None without times
-    "What stretch of time the rows of a table cover [design 4, DFS: trailing windows]"
+    "What stretch of time the rows of a table cover [contract: features]"
     column = self.schema[table].time_col
     if column is None: return None
     from rdbpfn.store import asking, nanoseconds
@@ -100,13 +100,13 @@ def time_span(
             return two[0] + (two[-1] - two[0])*(share*(n - 1) - low)
         return (at(.01), at(.99)) if n else None
 
-# %% ../nbs/13b_in_place.ipynb #3ba8fdd5
+# %% ../nbs/13b_in_place.ipynb #c9104b2c
 @patch
 def ask(
     self: InPlace,
     sql: str # a query over its tables, in the dialect of the place
 ) -> pd.DataFrame: # its result
-    "The rows of a query, which the place answers itself [issue 6, item 4]"
+    "The rows of a query, which the place answers itself [beyond the paper]"
     import ibis
     from rdbpfn.store import asking
     folder = not hasattr(self.source, 'list_tables') and Path(str(self.source)).is_dir()
@@ -114,12 +114,12 @@ def ask(
     for t in self.schema.names if folder else (): con.read_parquet(Path(self.source)/'db'/f'{t}.parquet', table_name=t)
     with asking(self.source): return con.sql(sql).to_pandas()
 
-# %% ../nbs/13b_in_place.ipynb #5c057883
+# %% ../nbs/13b_in_place.ipynb #be67a041
 def open_database(
     what, # what `Database.open` takes; an `InPlace`, or an Ibis connection, stays in place
     **keys # as there
 ) -> Database|InPlace: # ready to be asked
-    "Open a database in memory, or leave it where it is [issue 2, item 2; issue 6, item 1]"
+    "Open a database in memory, or leave it where it is [beyond the paper]"
     if isinstance(what, InPlace): return what
     return InPlace.open(what, **keys) if hasattr(what, 'list_tables') else Database.open(what, **keys)
 

@@ -256,12 +256,12 @@ SOURCE = NUMBERS + FUNCTIONS + PACKING + PRODUCT + FORWARD + TILES + BACKWARD + 
 OPTIONS = ('-std=c++17', '-O3', '-march=native', '-fno-strict-aliasing', '-w', '-shared', '-fPIC', '-pthread')
 
 def compiler() -> list: # command that starts it, empty where there is none
-    "The C++ compiler that the user names in CXX, or the system's [design 4, Scale]"
+    "The C++ compiler that the user names in CXX, or the system's [contract: scale]"
     found = next(filter(None, map(shutil.which, ('c++', 'g++', 'clang++'))), '')
     return shlex.split(os.environ.get('CXX') or found)
 
 def cache_folder() -> Path: # not created here
-    "Where libraries are kept between runs [design 4, Scale]"
+    "Where libraries are kept between runs [contract: scale]"
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'rdbpfn'
 
 # %% ../nbs/14b_kernel.ipynb #3669b7f2
@@ -296,7 +296,7 @@ def library(
 def available(
     q: torch.Tensor # (A, H, S, D) queries
 ) -> bool: # compiles on the first call, in two or three seconds
-    "Can the kernel do attention of this device, type and width? [design 4, Scale]"
+    "Can the kernel do attention of this device, type and width? [contract: scale]"
     return (os.environ.get('RDBPFN_KERNEL') != '0' and q.device.type == 'cpu' and q.dtype in (torch.bfloat16, torch.float32)
             and library(q.shape[-1]) is not None)
 

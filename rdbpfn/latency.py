@@ -12,7 +12,7 @@ import numpy as np
 from .model import load_model
 from .classifier import RDBPFNClassifier
 
-# %% ../nbs/18b_latency.ipynb #8ce2a3b2
+# %% ../nbs/18b_latency.ipynb #f89de014
 def _table(n_context, n_columns, n_queries):
     "A table with a label that its columns tell something about"
     x = np.random.default_rng(0).normal(size=(n_context + n_queries, n_columns))
@@ -35,29 +35,29 @@ def memory_of_prediction(
     n_columns: int = 30, # columns
     n_queries: int = 10_000 # rows to predict
 ) -> dict: # peak_rss_mb; estimated_mb and measured_mb: beyond the libraries and the network; seconds
-    "Predict in this process and compare its memory with the estimate [issue 6, speed and memory]"
+    "Predict in this process and compare its memory with the estimate [beyond the paper]"
     x, y, q = _table(n_context, n_columns, n_queries)
-    model = RDBPFNClassifier(n_estimators=1, device='cpu')
+    model = RDBPFNClassifier(device='cpu')
     model.fit(x[:64], y[:64]).predict_proba(q[:8])                          # libraries and network are loaded
     before = peak_mb()
     seconds = _seconds(lambda: model.fit(x, y).predict_proba(q))
     estimated = sum(model.ensemble_.bytes.values())/1e6
     return dict(seconds=seconds, peak_rss_mb=peak_mb(), estimated_mb=estimated, measured_mb=peak_mb() - before, chunk=model.ensemble_.chunk)
 
-# %% ../nbs/18b_latency.ipynb #19d4bfd0
+# %% ../nbs/18b_latency.ipynb #9384cf17
 def bench_predict(
     n_context: int = 1024, # rows
     n_columns: int = 30, # columns
     n_queries: int = 10_000, # rows to predict in all
     n_repeated: int = 8 # rows of the request that is repeated
 ) -> dict: # seconds, naive_ratio, cache_ratio, peak_rss_mb, and the sizes
-    "Time and memory of prediction, with one thread [issue 6: rdbpfn bench predict]"
+    "Time and memory of prediction, with one thread [beyond the paper]"
     import torch
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         x, y, q = _table(n_context, n_columns, n_repeated)
-        model, net = RDBPFNClassifier(n_estimators=1, device='cpu').fit(x, y), load_model(device='cpu')
+        model, net = RDBPFNClassifier(device='cpu').fit(x, y), load_model(device='cpu')
         both, labels = torch.tensor(np.concatenate([x, q]))[None].float(), torch.tensor(y)[None]
         with torch.no_grad(): naive = _seconds(lambda: net(both, labels))
         again = _seconds(lambda: model.fit(x, y).predict_proba(q))

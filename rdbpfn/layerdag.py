@@ -261,7 +261,7 @@ def save_layerdag(
     network: LayerDAG, # to keep
     path # '.safetensors' file; the configuration goes beside it as '.json'
 ) -> Path: # of the weights
-    "Write weights and configuration, each whole or not at all [design 4, Weights]"
+    "Write weights and configuration, each whole or not at all [contract: weights]"
     from safetensors.torch import save_file
     path = Path(path)
     with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
@@ -271,7 +271,7 @@ def save_layerdag(
 def load_layerdag(
     path # what `save_layerdag` wrote
 ) -> LayerDAG: # in evaluation mode
-    "Read a network, and refuse files that do not fit, saying why [design 4, Weights]"
+    "Read a network, and refuse files that do not fit, saying why [contract: weights]"
     from safetensors.torch import load_file
     path = Path(path)
     for p in (path, path.with_suffix('.json')):
@@ -285,7 +285,7 @@ def load_layerdag(
 
 @lru_cache(1)
 def default_layerdag() -> LayerDAG: # trained on 173 real schemas
-    "The network of the package [design 4, Weights]"
+    "The network of the package [contract: weights]"
     return load_layerdag(files('rdbpfn')/'weights'/'layerdag.safetensors')
 
 # %% ../nbs/05_layerdag.ipynb #51fc175d
@@ -296,7 +296,7 @@ def fit_schemas(
     progress_bar: bool = True, # show one?
     **how # `seed`, `steps`, `batch`, `lr`, `parallel` of `fit`
 ) -> LayerDAG: # the network written
-    "Read schemas, fit a prior to them and write it [issue 3, item 2]"
+    "Read schemas, fit a prior to them and write it [beyond the paper]"
     graphs = [g for source in sources for g in read_graphs(source)]
     if not graphs: raise InputError(f'No foreign key between two tables was found in {", ".join(map(str, sources)) or "no source"}: name other sources.')
     network = fit(graphs, config, progress_bar=progress_bar, **how)

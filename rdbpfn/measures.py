@@ -21,7 +21,7 @@ def calibration_error(
     y: np.ndarray, # (m,) answers, 0 or 1
     p: np.ndarray # (m,) probabilities of 1
 ) -> float: # in [0, 1]; 0 if every probability comes true as often as it says
-    "The mean gap between what was said and what happened, by bins of probability [issue 4, item 2]"
+    "The mean gap between what was said and what happened, by bins of probability [beyond the paper]"
     b = np.minimum((p*N_BINS).astype(int), N_BINS - 1)
     gap = np.bincount(b, p - y, N_BINS)
     return float(np.abs(gap).sum()/len(y))

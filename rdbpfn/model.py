@@ -219,18 +219,18 @@ def infer_config(
     return ModelConfig(n_layers=1 + max(int(k.split('.')[1]) for k in state if k.startswith('blocks.')), width=state['cell.weight'].shape[0],
                        n_heads=n_heads, hidden=state['head.0.weight'].shape[0], n_outputs=state['head.2.weight'].shape[0])
 
-# %% ../nbs/15_model.ipynb #7ac47dba
+# %% ../nbs/15_model.ipynb #e03806cc
 def default_weights() -> Path: # the safetensors file in the package
-    "Where the weights that this project trained lie [design 4, Weights]"
+    "Where the weights that this project trained lie [contract: weights]"
     return Path(__file__).parent/'weights'/'rdbpfn.safetensors'
 
-# %% ../nbs/15_model.ipynb #5e04bc10
+# %% ../nbs/15_model.ipynb #6b5a7ce7
 def save_model(
     model: RDBPFN, # network to save
     path, # '.safetensors' file; the configuration goes beside it as '.json'
     dtype: torch.dtype = torch.float32 # type on disk
 ) -> Path: # of the weights
-    "Write weights and configuration, each whole or not at all [design 4, Weights]"
+    "Write weights and configuration, each whole or not at all [contract: weights]"
     from safetensors.torch import save_file
     path = Path(path)
     with atomic_path(path) as tmp: save_file({k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}, tmp)
@@ -251,12 +251,12 @@ def read_tensors(
         return state.get('model_state_dict', state)
     except Exception as e: raise InputError(f"'{path}' is not a readable weights file ({type(e).__name__}): it may be cut short or of another format.") from None
 
-# %% ../nbs/15_model.ipynb #188e13f9
+# %% ../nbs/15_model.ipynb #44d1a7a8
 def load_model(
     path = None, # weights file; None for the weights in the package
     device: str|None = None # see `pick_device`
 ) -> RDBPFN: # in evaluation mode
-    "Load a network and refuse weights that do not fit, saying why [design 4, Weights]"
+    "Load a network and refuse weights that do not fit, saying why [contract: weights]"
     path = Path(path or default_weights())
     state = read_tensors(path)
     if any(k.startswith('transformer_blocks.') for k in state): state = rename_released(state)

@@ -14,7 +14,7 @@ def ranges(
     start: np.ndarray, # int64 (P,)
     stop: np.ndarray # int64 (P,), not below `start`
 ) -> np.ndarray: # int64, as long as all ranges together
-    "start[0] .. stop[0]-1, start[1] .. stop[1]-1, ... in one array [design 4, DFS]"
+    "start[0] .. stop[0]-1, start[1] .. stop[1]-1, ... in one array [contract: features]"
     n = stop - start
     return np.repeat(stop - n.cumsum(), n) + np.arange(n.sum())
 
@@ -24,7 +24,7 @@ def first_not_before(
     hi: np.ndarray, # int64 (P,), where it ends; nothing is in a range that ends before it begins
     t: np.ndarray # int64 (P,), a cutoff for each range
 ) -> np.ndarray: # int64 (P,): the first place of the range with a time >= t, else its end
-    "Bisect P ranges in step [design 4, Time: strictly before]"
+    "Bisect P ranges in step [contract: time]"
     for _ in range(int((hi - lo).max(initial=0)).bit_length()):
         mid = (lo + hi) >> 1
         early = (lo < hi) & (times[np.minimum(mid, len(times)-1)] < t)
@@ -120,7 +120,7 @@ def range_means(
     lo: np.ndarray, # int64 (P,), where each range begins
     hi: np.ndarray # int64 (P,), where it ends
 ) -> np.ndarray: # float64 (P,): NaN where there is nothing to average
-    "Means of any ranges, nulls left out, from sums over blocks of 1, 2, 4, ... values [design 4, DFS: trailing windows]"
+    "Means of any ranges, nulls left out, from sums over blocks of 1, 2, 4, ... values [contract: features]"
     level, out = np.stack([np.where(np.isnan(x), 0, x), ~np.isnan(x)]), np.zeros((2, len(lo)))
     while (lo < hi).any():
         for end in (lo, hi - 1):

@@ -140,7 +140,7 @@ def write_databases(
     seed: int = 0, # of the first; the others follow
     config: PriorConfig = SMALL # which distribution
 ) -> Path: # the folder
-    "Write databases as folders of Parquet files that `Database.from_folder` and RelBench read; those that are there already stay [issue 3]"
+    "Write databases as folders of Parquet files that `Database.from_folder` and RelBench read; those that are there already stay [beyond the paper]"
     from tqdm import tqdm
     if n < 1: raise InputError(f'The number of databases must be 1 or more, got {n}.')
     out = Path(out)

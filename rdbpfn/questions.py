@@ -46,7 +46,7 @@ def frozen_moment(
     regime, # 'seed', 'frozen', or a moment such as '2010-01-01'
     cutoffs: np.ndarray|None # (n,) datetime64 of the labelled questions
 ) -> np.datetime64|None: # from which on nothing is seen; None: every question sees all before its own cutoff
-    "The moment at which a regime stops the database: for 'frozen', the latest labelled cutoff [design 4, Time]"
+    "The moment at which a regime stops the database: for 'frozen', the latest labelled cutoff [contract: time]"
     if isinstance(regime, str) and regime == 'seed': return None
     if cutoffs is None: raise InputError(f"The regime {regime!r} needs cutoffs: name their column in time_col, or use regime='seed'.")
     if isinstance(regime, str) and regime == 'frozen': return cutoffs.max()
@@ -60,7 +60,7 @@ def freeze(
     entity_table: str, # who is asked about
     frozen_at: np.datetime64|None # None: not at all
 ) -> Database|InPlace: # what questions may be computed from
-    "Cut the database at a moment, unless the entities themselves may be younger [design 4, Time]"
+    "Cut the database at a moment, unless the entities themselves may be younger [contract: time]"
     return db if frozen_at is None or db.schema[entity_table].time_col else db.upto(frozen_at)
 
 # %% ../nbs/17b_questions.ipynb #055b6818
@@ -85,7 +85,7 @@ def aggregations(
     db: Database|InPlace, # for the widths of windows
     cutoffs: np.ndarray|None # (n,) datetime64 of the labelled questions
 ) -> dict: # kind of column: names, as `plan_features` takes them
-    "The aggregations that a choice of features means [issue 6, item 2]"
+    "The aggregations that a choice of features means [beyond the paper]"
     if isinstance(features, dict): return features
     widths = ()
     if features == 'full' and cutoffs is not None:
@@ -110,7 +110,7 @@ def tables_of(
 def used_by(
     plan: Plan # of features
 ) -> dict: # tables, paths, features
-    "How far the features of a plan reach [issue 6, item 5]"
+    "How far the features of a plan reach [beyond the paper]"
     return dict(tables=len(tables_of(plan)), paths=len({path_of(f) for f in plan}), features=len(plan))
 
 # %% ../nbs/17b_questions.ipynb #339cf677
@@ -118,7 +118,7 @@ def ask_sql(
     database, # what `open_database` takes
     sql: str # a query over its tables, in DuckDB's dialect; of a database in place, in the dialect of the place
 ) -> pd.DataFrame: # its result
-    "Run a query over the tables of a database; nothing in the database is changed [issue 6, item 4]"
+    "Run a query over the tables of a database; nothing in the database is changed [beyond the paper]"
     import duckdb
     db = open_database(database)
     if isinstance(db, InPlace): return db.ask(sql)
@@ -132,7 +132,7 @@ def ask_sql(
 
 @dataclass(frozen=True, repr=False)
 class SQLTask(Task):
-    "A task asked in SQL; `folder` is what `Database.open` takes [issue 6, item 4]"
+    "A task asked in SQL; `folder` is what `Database.open` takes [beyond the paper]"
     @cached_property
     def database(self): return Database.open(self.folder)
 
@@ -150,7 +150,7 @@ def task_from_sql(
     mask: tuple = (), # columns of the entity's own row that must not be seen
     name: str = 'sql' # in results
 ) -> SQLTask: # split by time, in the order of its cutoffs
-    "A task from a query; the key is the column named as the primary key, the cutoff the column of times, the label the third [issue 6, item 4]"
+    "A task from a query; the key is the column named as the primary key, the cutoff the column of times, the label the third [beyond the paper]"
     db = Database.open(database)
     frame, key = ask_sql(db, sql), db.schema[entity_table].pkey_col
     if key not in frame: raise no_such('column', str(key), 'the result of the query', frame.columns)
@@ -169,7 +169,7 @@ Task.from_sql = staticmethod(task_from_sql)                                     
 def task_options(
     task # `Task`, or an entity task of RelBench
 ) -> dict: # database, entity_table, entity_col, time_col, mask, target: as the relational estimators take them
-    "How a task is put to a relational estimator [issue 6, item 4]"
+    "How a task is put to a relational estimator [beyond the paper]"
     lost = [a for a in ('entity_table', 'entity_col', 'time_col', 'target_col') if not hasattr(task, a)]
     if lost: raise InputError(f'{type(task).__name__} is no task about one entity: it has no {lost[0]}.')
     ours, hidden = isinstance(task, Task), tuple(getattr(task, 'mask', ()))
@@ -180,7 +180,7 @@ def task_options(
 def relbench_database(
     task # entity task of RelBench, of version 2 or 3
 ) -> Database: # also what comes after the test timestamp
-    "RelBench's database of a task, whole, less the columns that the task removes [design 4, Names]"
+    "RelBench's database of a task, whole, less the columns that the task removes [contract: interface]"
     db = (task if hasattr(task, 'get_db') else task.dataset).get_db(upto_test_timestamp=False)
     for table, column in getattr(task, 'remove_columns', ()):
         db.table_dict[table].df = db.table_dict[table].df.drop(columns=column, errors='ignore')
@@ -190,7 +190,7 @@ def labelled(
     task, # `Task`, or an entity task of RelBench
     split: str = 'train' # 'train', 'val' or 'test'
 ) -> tuple: # X: frame of keys and cutoffs; y: labels
-    "The questions and answers of a split [issue 6, item 4]"
+    "The questions and answers of a split [beyond the paper]"
     if split not in ('train', 'val', 'test'): raise no_such('split', split, 'the task', ('train', 'val', 'test'))
     frame = getattr(task, split) if isinstance(task, Task) else task.get_table(split, mask_input_cols=False).df
     return frame[[task.entity_col, task.time_col]], frame[task.target_col]

@@ -57,23 +57,23 @@ def append_record(
             if f.read(1) != b'\n': f.write(b'\n')
         f.write((json.dumps(record) + '\n').encode())
 
-# %% ../nbs/20b_records.ipynb #d64e0b7b
+# %% ../nbs/20b_records.ipynb #6d7cbff0
 def weights_id(
     model: str # as `make_model` takes it
 ) -> str|None: # 12 hexadecimal digits; None for a model without a file of weights
-    "Which weights a model reads, by their content [design 4, Weights]"
+    "Which weights a model reads, by their content [contract: weights]"
     base, _ = split_passes(model)
     if base == 'rdbpfn':
         from rdbpfn.model import default_weights
         base = default_weights()
     return hashlib.sha256(Path(base).read_bytes()).hexdigest()[:12] if Path(base).is_file() else None
 
-# %% ../nbs/20b_records.ipynb #6d0d5fba
+# %% ../nbs/20b_records.ipynb #0db0f1e2
 def current(
     path, # '.jsonl' file
     models: dict # {name: model as `make_model` takes it}
 ) -> list: # the records that stay
-    "Drop the records of these models that other weights than today's have made, from the file too [design 4, Weights]"
+    "Drop the records of these models that other weights than today's have made, from the file too [contract: weights]"
     if not Path(path).is_file(): return []
     records, now = read_records(path), {name: weights_id(m) for name, m in models.items()}
     keep = [r for r in records if r['weights'] == now.get(r['model'], r['weights'])]
@@ -281,14 +281,14 @@ def means_table(
     table.insert(0, 'tasks', [f'single tables, {n}' if r == 'rows' else f'databases, {n} labelled rows' for r, n in zip(means.regime, means.n_shots)])
     return table
 
-# %% ../nbs/20b_records.ipynb #0858e866
+# %% ../nbs/20b_records.ipynb #7174d573
 def model_index(
     records: list, # what `read_records` gave
     model: str, # whose results
     name: str = 'rdbpfn', # of the model on the hub
     n_draws: int = N_DRAWS # draws of a complete cell
 ) -> str: # YAML for the header of a model card
-    "Results as a model card's header holds them, complete cells only [issue 4, item 5]"
+    "Results as a model card's header holds them, complete cells only [beyond the paper]"
     s = one_weight(summary(select(records, model=model), n_draws))
     if not len(s := s[s.missing == 0]): raise InputError(f'Model {model!r} has no complete cell.')
     text = f'model-index:\n- name: {name}\n  results:\n'

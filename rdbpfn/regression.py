@@ -25,7 +25,7 @@ def thresholds_of(
     y: np.ndarray, # (n,) labelled numbers, finite
     k: int = N_THRESHOLDS # how many at most, >= 1
 ) -> Thresholds: # none if all numbers are equal
-    "Cut numbers at their quantiles [issue 6, item 4]"
+    "Cut numbers at their quantiles [beyond the paper]"
     values = np.unique(y)
     at = (values[:-1] + values[1:])/2
     if len(at) > k:
@@ -39,7 +39,7 @@ def thresholds_of(
 def masses(
     p: np.ndarray # (m, K) probabilities that the number is more than each threshold
 ) -> np.ndarray: # (m, K+1), not negative, rows sum to 1
-    "Probability of each bin, after rearranging [issue 6, item 4]"
+    "Probability of each bin, after rearranging [beyond the paper]"
     more = -np.sort(-p, axis=1)
     edge = np.ones((len(p), 1))
     return -np.diff(np.hstack([edge, more, 0*edge]), axis=1)
@@ -49,7 +49,7 @@ def quantile(
     p: np.ndarray, # (m, K) probabilities that the number is more than each threshold
     q: float # in (0, 1); 0.5 is the median
 ) -> np.ndarray: # (m,)
-    "The number that is not exceeded with probability q, on a straight line within a bin [issue 6, item 4]"
+    "The number that is not exceeded with probability q, on a straight line within a bin [beyond the paper]"
     if not 0 < q < 1: raise InputError(f'A quantile lies between 0 and 1, got {q!r}.')
     knots, below = np.r_[thresholds.low, thresholds.at, thresholds.high], np.cumsum(masses(p), 1)
     k = (below < q - 1e-12).sum(1).clip(max=len(knots) - 2)

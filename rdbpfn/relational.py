@@ -25,7 +25,7 @@ from .storage import pack_frame, read_parts, unpack_frame, write_parts
 from .questions import aggregations, features_as_of, freeze, frozen_moment, path_of, questions, tables_of, task_options, used_by
 from .classifier import InContext, RDBPFNClassifier, RDBPFNRegressor, as_labels, as_target
 
-# %% ../nbs/18_relational.ipynb #4c7149f0
+# %% ../nbs/18_relational.ipynb #0abaa3b8
 class Relational(BaseEstimator):
     "What the relational estimators share: a database, a task, features, contexts [4, 5.4]"
     def __init__(self,
@@ -39,7 +39,7 @@ class Relational(BaseEstimator):
         features='full', # 'paper', 'recent', 'full', or {kind of column: aggregations}
         label_delay=None, # how long after its cutoff a label is known, such as '7D': the entity's past labels become features; None: they do not
         regime='seed', # 'seed'; 'frozen': nothing after the latest labelled cutoff; or such a moment
-        n_estimators=2, # answers that are averaged; 1 is the paper's single pass
+        n_estimators=1, # answers that are averaged
         context='balanced', # which labelled questions are read if there are more than fit, see `draw_contexts`
         n_context=1024, # how many each answer reads, at most
         model=None, # None for the package's weights, the path of a weights file, or an `RDBPFN`
@@ -164,7 +164,7 @@ class RelationalClassifier(ClassifierMixin, Relational):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 class RelationalRegressor(RegressorMixin, Relational):
-    "Predict numbers of database rows as of a time, in context, as distributions [issue 6, item 4]"
+    "Predict numbers of database rows as of a time, in context, as distributions [beyond the paper]"
     _flat = RDBPFNRegressor
 
     def _learn(self, y, n):
@@ -211,7 +211,7 @@ def check_same(
     before: Plan, # as the context was read
     after: Plan # the same request, on another state of the database
 ) -> None: # raises InputError
-    "Refuse a database in which a feature would mean something else [issue 6, bad input]"
+    "Refuse a database in which a feature would mean something else [contract: bad input]"
     told, there = 'The database has changed: ', {f.name: f for f in after}
     if lost := sorted({*before.names} - {*there}): raise InputError(f'{told}{len(lost)} of the {len(before)} features cannot be computed from it any more, {lost[0]} for one. Fit again.')
     for f, g in ((f, there[f.name]) for f in before):
@@ -227,7 +227,7 @@ def on(
     self: Relational,
     database # what `open_database` takes; with at least the tables and columns that the features need
 ) -> Relational: # a copy with the same context
-    "The fitted estimator on another state of the database [issue 6, bad input]"
+    "The fitted estimator on another state of the database [contract: bad input]"
     check_is_fitted(self, 'plan_')
     db, other = self._recall(self._reopen(database)), copy.copy(self)
     check_same(self.plan_, plan_features(db.schema, self.entity_table, self.max_depth, self.mask, self.target, aggs=self.aggs_))
@@ -241,7 +241,7 @@ def explain(
     X: pd.DataFrame, # (m rows) keys and cutoffs
     by: str = 'path' # groups: 'path' of foreign keys, or 'table' at its end
 ) -> Explanation: # of m predictions
-    "The effect of each feature, and of each path or table, on each answer [issue 6, item 4]"
+    "The effect of each feature, and of each path or table, on each answer [beyond the paper]"
     frame, groups = self._asked(X), {}
     if not isinstance(self.classifier_, InContext): raise InputError(f'Only answers in context can be explained, not those of {type(self.classifier_).__name__}: leave classifier out.')
     if by not in ('path', 'table'): raise InputError(f"Explanations are by 'path' or by 'table', not by {by!r}.")
@@ -254,7 +254,7 @@ def describe_features(
     self: Relational,
     sql: bool = False # with the SQL of each feature; some 30 ms a feature
 ) -> pd.DataFrame: # one row a feature: name, hops, table, kind, sentence, path, whether it is read
-    "What the features are: path, sentence and, if wanted, SQL [design 4, DFS]"
+    "What the features are: path, sentence and, if wanted, SQL [contract: features]"
     check_is_fitted(self, 'plan_')
     table = self.plan_.describe().assign(path=[path_of(f) for f in self.plan_], read=np.isin(self.plan_.names, self.read_plan_.names))
     if not sql: return table
@@ -277,7 +277,7 @@ def save(
     path, # file to write, such as 'churn.rdbpfn'
     training_rows: bool = True # with the encoded labelled rows, or with what the network has made of them
 ) -> Path: # the file, whole
-    "Write the fitted estimator to one file, without pickle and without the database [issue 6, item 4]"
+    "Write the fitted estimator to one file, without pickle and without the database [beyond the paper]"
     check_is_fitted(self)
     if not isinstance(self.classifier_, InContext): raise InputError(f'{type(self.classifier_).__name__} cannot be saved in this format: leave classifier out.')
     if self.past_ is not None and not training_rows: raise InputError('With label_delay the past labels are features, so they cannot be left out of the file: save with training_rows=True, or fit without label_delay.')
@@ -295,7 +295,7 @@ def load(
     database=None, # what `open_database` takes; None: the path or URL that it was fitted on
     device: str|None = None # see `pick_device`; it need not be the one that the file was written on
 ) -> Relational: # fitted
-    "Read a fitted estimator from a file and put it on a database [issue 6, item 4]"
+    "Read a fitted estimator from a file and put it on a database [beyond the paper]"
     about, parts = read_parts(path, (cls.__name__,))
     r = about['relational']
     params = r['params'] | dict(mask=tuple(r['params']['mask']), target=r['params']['target'] and tuple(r['params']['target']))

@@ -36,7 +36,7 @@ def paired(
     n_draws: int = N_DRAWS, # draws of a complete cell
     tasks=None # as in `expected`
 ) -> pd.DataFrame: # a row for each task and setting that both were run in: n draws that both have, missing; mean of a - b, its standard error, interval low..high, share of draws above 0, all NaN where draws are missing
-    "Model a minus model b on the same labelled rows [issue 4, item 2]"
+    "Model a minus model b on the same labelled rows [beyond the paper]"
     check_draws(records)
     both = [r for r in select(records, model=(a, b)) if r['draw'] < n_draws]
     if missing := {a, b} - {r['model'] for r in both if measure in r}: raise InputError(f'There are no records of model {missing.pop()!r} with a value of {measure}.')
@@ -123,7 +123,7 @@ def distances(
     models: dict = {'released': 'rdb-pfn', 'random_forest': 'random_forest'}, # two of ours, and what they are called in the paper
     n_draws: int = N_DRAWS # draws of a complete cell
 ) -> pd.DataFrame: # for each task, regime and number of shots a row for each model and one for the lead of the first over the second: ours, published, difference, error
-    "How far our means are from the published ones, on the paper's features, in complete cells [issue 4, done when]"
+    "How far our means are from the published ones, on the paper's features, in complete cells [beyond the paper]"
     theirs, ours, (a, b) = published.set_index(['task', 'n_shots', 'model']).auc, select(records, split='test', features='dfs-2', model=tuple(models)), models
     p = paired(ours, a, b, n_draws=n_draws).dropna().reset_index()
     s = summary(ours, n_draws).query('missing == 0').rename(columns=dict(auc='mean'))
@@ -205,8 +205,8 @@ def figure_4(
         panels.append(lambda ax: bars(ax, pd.concat([m.mean(skipna=False).dropna(), theirs]), color, f'mean AUC, {len(m)} of these tables'))
     return figure((4.4*len(panels), 3.3), *panels)
 
-# %% ../nbs/21b_report.ipynb #14a9df93
-BY_LABELS = {('rdbpfn', 'full-2'): ('rdbpfn, all features', 'C0-'), ('rdbpfn-1', 'dfs-2'): ("rdbpfn-1, paper's features", 'C0--'), ('released-2', 'full-2'): ('released-2, all features', 'C1-'),
+# %% ../nbs/21b_report.ipynb #8bfb3453
+BY_LABELS = {('rdbpfn', 'full-2'): ('rdbpfn, all features', 'C0-'), ('rdbpfn', 'dfs-2'): ("rdbpfn, paper's features", 'C0--'), ('released', 'full-2'): ('released, all features', 'C1-'),
              ('released', 'dfs-2'): ("released, paper's features", 'C1--'), ('lightgbm', 'full-2'): ('lightgbm, all features', 'C2-'), ('lightgbm', 'dfs-2'): ("lightgbm, paper's features", 'C2--')}
 
 def figure_labels(
@@ -214,7 +214,7 @@ def figure_labels(
     records: list, # what `read_records` gave
     n_draws: int = N_DRAWS # draws of a complete cell
 ) -> 'matplotlib.figure.Figure': # a panel for each task and regime; a line has its complete cells only
-    "Accuracy by the number of labels beside others with all labels [issue 6, done when]"
+    "Accuracy by the number of labels beside others with all labels [beyond the paper]"
     keys = ['task', 'regime', 'model', 'features']
     lines = {k: d.set_index('n_shots').auc.sort_index() for k, d in summary(records, n_draws).query('missing == 0').groupby(keys)}
     bands = {f'{t}, {g}': (d.low.min(), d.high.max()) for (t, g), d in others.groupby(['task', 'regime'], sort=False)}
@@ -247,7 +247,7 @@ def compare(
     n_draws: int = N_DRAWS, # draws of a complete cell
     tasks=None # as in `expected`
 ) -> dict: # {title: frame}
-    "One model against each of the others, by task and over tasks [issue 4, item 2]"
+    "One model against each of the others, by task and over tasks [beyond the paper]"
     parts, scored = {}, list(dict.fromkeys(r['model'] for r in records if 'auc' in r))
     for m in scored:
         if m == reference or reference not in scored: continue
@@ -276,7 +276,7 @@ def tables(
     n_draws: int = N_DRAWS, # draws of a complete cell
     tasks=None # as in `expected`
 ) -> dict: # {title: frame}
-    "Every table of a report [issue 4, item 2]"
+    "Every table of a report [beyond the paper]"
     parts = {f'{LABELS[m]}, by task': as_table(records, n_draws, m).reset_index() for m in MEASURES}
     parts |= {f'{LABELS[m]}, averages over tasks': averages(records, m, n_draws, tasks).reset_index() for m in MEASURES}
     parts |= compare(records, reference, n_draws, tasks)
@@ -315,7 +315,7 @@ def make_report(
     log=None, # training log of the default weights, for their place in Figure 2
     judged=None # what `scripts/judge_weights.py` wrote, for the learning curves
 ) -> list: # the files that were written
-    "Tables, comparisons and figures of everything in the records [issue 4, item 2]"
+    "Tables, comparisons and figures of everything in the records [beyond the paper]"
     records = merge_records(*map(read_records, [paths] if isinstance(paths, (str, Path)) else paths))
     if not records: raise InputError('There are no records to report: run the evaluation first.')
     models = list(dict.fromkeys(r['model'] for r in records))

@@ -75,7 +75,7 @@ class ForeignKey:
             raise InputError(f"Foreign key {self.name} pairs {len(self.columns)} columns with {len(self.parent_columns)}: give as many on both sides.")
     @property
     def name(self):
-        "Such as 'flights.carrier -> airlines', or 'lines.(order, item) -> items' [design 4]"
+        "Such as 'flights.carrier -> airlines', or 'lines.(order, item) -> items' [contract: interface]"
         cols = self.columns[0] if len(self.columns) == 1 else f"({', '.join(self.columns)})"
         return f'{self.child}.{cols} -> {self.parent}'
 
@@ -191,7 +191,7 @@ def as_times(
     s: pd.Series, # times as datetimes, dates or ISO 8601 text, with or without a time zone
     where: str # whose times, for the error
 ) -> pd.Series: # datetime64[ns] in UTC without time zone, NaT where null or beyond 1678-2261
-    "Times in the one form in which they can be compared [design 4, Time]"
+    "Times in the one form in which they can be compared [contract: time]"
     if pd.api.types.is_numeric_dtype(s.dtype) and s.notna().any():
         raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().tolist()[0]!r}): convert it with pd.to_datetime(..., unit='s').")
     if not pd.api.types.is_datetime64_any_dtype(s.dtype):
@@ -227,7 +227,7 @@ def as_stored(
         except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {(s[s.notna() & pd.to_numeric(s.astype(object), errors='coerce').isna()].tolist() or s.dropna().tolist())[0]!r}): give it kind 'category' or 'text'.") from None
     return s
 
-# %% ../nbs/01_schema.ipynb #aa87c6b1
+# %% ../nbs/01_schema.ipynb #1668928c
 @patch
 def to_mermaid(
     self: Schema
@@ -239,7 +239,7 @@ def to_mermaid(
         marks = {n: ['FK'] for f in self.fkeys_of(t.name) for n in f.columns}
         for n in t.pkey: marks[n] = ['PK'] + marks.get(n, [])
         out += [f'    {word(t.name)} {{'] + [f"        {c.kind} {word(c.name)} {', '.join(marks.get(c.name, []))}".rstrip() for c in t.columns] + ['    }']
-    out += [f"    {word(f.parent)} ||--o{{ {word(f.child)} : \"{', '.join(f.columns)}\"" for f in self.fkeys]
+    out += [f"    {word(f.parent)} |o--o{{ {word(f.child)} : \"{', '.join(f.columns)}\"" for f in self.fkeys]
     return '\n'.join(out)
 
 # %% ../nbs/01_schema.ipynb #13684dd0

@@ -35,7 +35,7 @@ _ISO = re.compile(r'(1[6-9]|2[0-2]|99|00)\d\d-\d\d(-\d\d([T ]\d\d(:?\d\d){0,2}([
 def looks_like_times(
     s: pd.Series # a column, of any type
 ) -> bool: # judged by a sample of some 1,000 values
-    "Is it text, and are nine of ten values dates or times in ISO 8601, to the month at least? [design 4, Time]"
+    "Is it text, and are nine of ten values dates or times in ISO 8601, to the month at least? [contract: time]"
     if pd.api.types.infer_dtype(s, skipna=True) != 'string': return False
     known = s.iloc[::len(s)//1000 + 1].dropna()
     if not (known != '').any(): known = s[s.notna() & (s != '')].iloc[:1000]
@@ -107,7 +107,7 @@ def first_rows(
     path, # Parquet file
     limit: int|None = None # how many, at most; None: all
 ) -> pd.DataFrame: # from the top of the file
-    "Rows of a Parquet file, without reading the rest [issue 2, item 2]"
+    "Rows of a Parquet file, without reading the rest [beyond the paper]"
     import pyarrow as pa, pyarrow.parquet as pq
     if limit is None: return pd.read_parquet(path)
     with pq.ParquetFile(path) as f: return pa.Table.from_batches([b for _, b in zip(range(1), f.iter_batches(limit))], f.schema_arrow).to_pandas()
@@ -137,7 +137,7 @@ def read_sql(
     tables: list|None = None, # which tables or views to read; None reads all tables
     limit: int|None = None # rows of each table, at most; None reads all
 ) -> tuple: # ({table: frame}, {table: primary key columns}, {table: {columns: [[parent, columns], ...]}}, {table: {column to parse as times: declared so?}})
-    "Tables and keys of an SQL database, which is only ever read [issue 2, item 2]"
+    "Tables and keys of an SQL database, which is only ever read [beyond the paper]"
     import sqlalchemy as sa
     is_open = hasattr(source, 'list_tables')
     url = f'{source.name}://' if is_open else str(source)
@@ -174,7 +174,7 @@ def settle_times(
     fkeys: dict, # {table: {columns: parent, [parent, columns], or a list of these}}
     parse # function (column, its name) -> times, or an InputError: `as_times`
 ) -> tuple: # {table: its time}, {table: columns} where several could be it, both without the tables that are `named`
-    "Parse what holds times, and choose the time of a table that leaves no choice [design 4, Time]"
+    "Parse what holds times, and choose the time of a table that leaves no choice [contract: time]"
     times, unclear, fixed = {}, {}, _fixed(pkeys, fkeys)
     for t, frame in frames.items():
         keys, odd = fixed.get(t, ()), []

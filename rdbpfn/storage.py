@@ -16,7 +16,7 @@ from . import __version__
 from .core import InputError, atomic_path, from_dict, to_dict
 from .model import Context, ModelConfig, RDBPFN
 
-# %% ../nbs/16c_storage.ipynb #e51d639f
+# %% ../nbs/16c_storage.ipynb #5f0f6c44
 FORMAT = 1 # of the file; a reader knows this and all before
 
 def write_parts(
@@ -24,7 +24,7 @@ def write_parts(
     about: dict, # plain data, for estimator.json
     parts: dict # name in the file -> bytes
 ) -> Path: # the file, whole
-    "Write an estimator's file [design 4; issue 6, item 4]"
+    "Write an estimator's file [contract: interface]"
     path = Path(path)
     if path.is_dir(): raise InputError(f"'{path}' is a folder: name a file, such as '{path/'estimator.rdbpfn'}'.")
     text = json.dumps(dict(format=FORMAT, version=__version__, **about), indent=1)
@@ -36,7 +36,7 @@ def read_parts(
     path, # file that `write_parts` wrote
     kinds: tuple # of the estimators that the caller can make of it
 ) -> tuple: # about (dict), parts (dict of bytes)
-    "Read an estimator's file, or say why not [design 4]"
+    "Read an estimator's file, or say why not [contract: interface]"
     path = Path(path)
     if not path.is_file(): raise InputError(f"There is no file '{path}': name one that `save` has written.")
     try:
@@ -47,18 +47,18 @@ def read_parts(
     if about.get('kind') not in kinds: raise InputError(f"'{path}' holds a {about.get('kind')}: load it with {about.get('kind')}.load.")
     return about, parts
 
-# %% ../nbs/16c_storage.ipynb #d1243f64
+# %% ../nbs/16c_storage.ipynb #6800b72c
 def pack(
     tensors: dict # name -> array or tensor
 ) -> bytes: # safetensors
-    "Arrays as bytes, with their types and shapes [design 4]"
+    "Arrays as bytes, with their types and shapes [contract: interface]"
     return save_tensors({n: (t if isinstance(t, torch.Tensor) else torch.tensor(t)).detach().cpu().contiguous() for n, t in tensors.items()})
 
 def unpack(
     parts: dict, # what `read_parts` gave
     name: str # of the part
 ) -> dict: # name -> tensor on the CPU
-    "Arrays from bytes [design 4]"
+    "Arrays from bytes [contract: interface]"
     if name not in parts: raise InputError(f'The file of the estimator lacks {name}: save it again.')
     try: return load_tensors(parts[name])
     except SafetensorError as e: raise InputError(f'{name} in the file of the estimator is broken ({e}): save it again.') from None
@@ -66,7 +66,7 @@ def unpack(
 def pack_frame(
     frame: pd.DataFrame # any columns
 ) -> bytes: # Parquet
-    "A table as bytes [issue 6, item 4]"
+    "A table as bytes [beyond the paper]"
     with io.BytesIO() as f:
         frame.to_parquet(f, index=False)
         return f.getvalue()
@@ -75,14 +75,16 @@ def unpack_frame(
     parts: dict, # what `read_parts` gave
     name: str # of the part
 ) -> pd.DataFrame: # as it was
-    "A table from bytes [issue 6, item 4]"
-    return pd.read_parquet(io.BytesIO(parts[name]))
+    "A table from bytes [beyond the paper]"
+    if name not in parts: raise InputError(f'The file of the estimator lacks {name}: save it again.')
+    try: return pd.read_parquet(io.BytesIO(parts[name]))
+    except (OSError, ValueError) as e: raise InputError(f'{name} in the file of the estimator is broken ({e}): save it again.') from None
 
-# %% ../nbs/16c_storage.ipynb #2ca4b3ca
+# %% ../nbs/16c_storage.ipynb #11229fa1
 def pack_network(
     network: RDBPFN # on any device
 ) -> tuple: # its shape (dict), its weights (bytes)
-    "A network as plain data [design 4, Weights]"
+    "A network as plain data [contract: weights]"
     return to_dict(network.config), pack(network.state_dict())
 
 def unpack_network(
@@ -90,7 +92,7 @@ def unpack_network(
     parts: dict, # what `read_parts` gave
     device: torch.device # where it shall work
 ) -> RDBPFN: # in evaluation mode
-    "A network from plain data [design 4, Weights]"
+    "A network from plain data [contract: weights]"
     network = RDBPFN(from_dict(ModelConfig, config))
     try: network.load_state_dict(unpack(parts, 'network.safetensors'))
     except RuntimeError as e: raise InputError(f"The weights in the file do not fit {network.config}: {str(e).splitlines()[-1].strip()}") from None
@@ -99,7 +101,7 @@ def unpack_network(
 def pack_contexts(
     contexts: dict # number of the first table -> `Context`
 ) -> bytes: # safetensors
-    "What a network has read, as plain data [issue 6, item 4]"
+    "What a network has read, as plain data [beyond the paper]"
     parts = {i: dict(mean=c.mean, std=c.std, base_rate=c.base_rate) | {f'{kv}{l}': t for l, pair in enumerate(c.kv) for kv, t in zip('kv', pair)} for i, c in contexts.items()}
     return pack({f'{i}.{n}': t for i, p in parts.items() for n, t in p.items()})
 
@@ -107,7 +109,7 @@ def unpack_contexts(
     parts: dict, # what `read_parts` gave
     device: torch.device # where the network is
 ) -> dict: # number of the first table -> `Context`
-    "What a network has read, from plain data [issue 6, item 4]"
+    "What a network has read, from plain data [beyond the paper]"
     found = {}
     for name, t in unpack(parts, 'cache.safetensors').items(): found.setdefault(int(name.split('.')[0]), {})[name.split('.')[1]] = t.to(device)
     pairs = lambda p: [(p[f'k{l}'], p[f'v{l}']) for l in range((len(p) - 3)//2)]

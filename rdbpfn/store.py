@@ -45,7 +45,7 @@ def nanoseconds(
     x: ibis.Value, # a column of times
     dialect: str # name of the database's kind, such as 'duckdb'
 ) -> ibis.Value: # int64, null where the time is null or out of range
-    "Times as whole numbers, exact in every database [design 4, Time]"
+    "Times as whole numbers, exact in every database [contract: time]"
     if x.type().is_null(): return ibis.null('int64')
     if x.type().is_numeric(): raise InputError(f'Column {x.get_name()!r} should hold times but holds numbers: cast it in a view first.')
     if dialect == 'sqlite': return _rdbpfn_ns(x)
@@ -72,7 +72,7 @@ def comparable(
 # %% ../nbs/11d_store.ipynb #b57ab2f7
 @dataclass
 class Store:
-    "Tables that queries can be written on [design 4, Scale]"
+    "Tables that queries can be written on [contract: scale]"
     con: object # Ibis connection, or None to write SQL only
     tables: dict # {table: Ibis expression}
     order: dict # {table: columns that order rows of the same time}
@@ -137,7 +137,7 @@ def _secrets(source):
 def asking(
     source # what `open_store` takes
 ) -> None: # a context
-    "Whatever goes wrong with a database is told in a sentence [design 6]"
+    "Whatever goes wrong with a database is told in a sentence [contract: interface]"
     name = source.name if isinstance(source, ibis.BaseBackend) else 'duckdb' if isinstance(source, Database) else source.split(':')[0] if _is_url(source) else Path(source).name
     try: yield
     except InputError: raise
@@ -232,7 +232,7 @@ def open_store(
     plan, # `Plan` of notebook 11: says which tables are needed
     before=None # moment, exclusive: nothing from then on exists, as after `Database.upto`; None: all rows
 ) -> Store: # whose tables are only ever read
-    "Find the tables of a plan [design 4, Scale]"
+    "Find the tables of a plan [contract: scale]"
     names, fkeys = sorted({plan.entity_table} | {t for f in plan for h in f.path for t in (h.source, h.target)}), sorted({h.fkey for f in plan for h in f.path}, key=lambda f: f.name)
     with asking(source): return (_uploaded if isinstance(source, Database) else _in_place)(source, plan, names, fkeys, before)
 

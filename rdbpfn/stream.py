@@ -157,7 +157,7 @@ def bench_prior(
     n_rows: int = 600, # R
     n_cols: int = 30 # C
 ) -> dict: # databases_per_s, tasks_per_s, peak_rss_mb, stage_share, and what the tasks were like
-    "How fast databases and tasks come, on one core, and where the time goes [issue: speed and memory]"
+    "How fast databases and tasks come, on one core, and where the time goes [contract: scale]"
     import resource, torch
     spent, tasks, threads = dict.fromkeys(('schema', 'structure', 'content', 'database', 'features', 'targets'), 0.), [], torch.get_num_threads()
     torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def bench_prior(
 def bench_rows(
     sizes: tuple = (1_000, 10_000, 100_000, 1_000_000) # rows of the whole database, about
 ) -> list: # of dict(rows, seconds, peak_rss_mb)
-    "Seconds for one database of each size [issue 3, speed and memory]"
+    "Seconds for one database of each size [beyond the paper]"
     import resource
     found, config = [], SMALL.prior
     for n in sizes:

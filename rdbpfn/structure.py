@@ -13,7 +13,7 @@ from .core import InputError, apply_mlp, check_range, random_mlp
 from .temporal import TemporalConfig, draw_times, sample_signature
 from .topology import Blueprint
 
-# %% ../nbs/07_structure.ipynb #8aa53d63
+# %% ../nbs/07_structure.ipynb #66ae0833
 @dataclass(frozen=True)
 class StructureConfig:
     "From which ranges the law of a table is drawn [5.1.2]"

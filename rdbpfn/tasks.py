@@ -6,13 +6,13 @@
 __all__ = ['PASSES', 'Candidate', 'column_candidates', 'future_candidates', 'static_candidates', 'binarise', 'tree_auc', 'auc_of',
            'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'sample_tasks']
 
-# %% ../nbs/14_tasks.ipynb #8cd84b44
+# %% ../nbs/14_tasks.ipynb #bed32670
 from dataclasses import dataclass
 import numpy as np
 from .core import InputError
 from .database import Database
 from .dfs import hops_from, values_of
-from .dfs_tensor import Pieces, first_not_before, ranges
+from .pieces import Pieces, first_not_before, ranges
 from .prior import plainly
 from .views import TaskConfig, View, add_features, children_with_time, choose_rows, entities
 

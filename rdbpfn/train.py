@@ -54,14 +54,14 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #c91b8245
+# %% ../nbs/16_train.ipynb #2715ff66
 STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.3, seed=8, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.4))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
     'cpu': TrainConfig(),
     'cpu-relational': STAGE_2,
-    'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=2000, decay=2000, warmup=50, seed=9),
+    'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
     'gpu-relational': replace(STAGE_2, rows=(64, 1400), cols=(2, 60), tokens=65_536, micro=8, lr=1e-3, relational=.6),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False),
@@ -237,7 +237,7 @@ def train_step(
     optimizer.step(); optimizer.zero_grad()
     return total, norm, stop
 
-# %% ../nbs/16_train.ipynb #42ac47c7
+# %% ../nbs/16_train.ipynb #02906db0
 def start(
     config: TrainConfig, # the run
     out: Path, # its folder
@@ -249,7 +249,7 @@ def start(
     path = out/'checkpoint.safetensors'
     if resume:
         model, optimizer, saved, progress = load_checkpoint(path, device)
-        if replace(saved, steps=config.steps) != config: raise InputError(f"The checkpoint '{path}' was made with another configuration: use its preset, or another --out.")
+        if replace(saved, steps=config.steps) != config or (saved.decay and saved.steps != config.steps): raise InputError(f"The checkpoint '{path}' was made with another configuration: use its preset, or another --out.")
         return model, optimizer, config, progress
     if path.exists(): raise InputError(f"'{out}' already holds a run: add --resume to go on with it, or name another --out.")
     progress = dict(step=0, tables=0, seconds=0., core_seconds=0.)

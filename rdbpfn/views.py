@@ -60,7 +60,7 @@ def span_of(
     db: Database, # with times
     table: str # a table with a time column
 ) -> tuple: # first and last known time in nanoseconds
-    "From when to when a table has rows [design 4, Time]"
+    "From when to when a table has rows [contract: time]"
     t = db.times(table).view('int64')
     t = t[t != np.iinfo('int64').min]
     return (int(t.min()), int(t.max())) if len(t) else (0, 0)

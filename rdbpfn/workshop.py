@@ -68,7 +68,7 @@ def relaunch(
     processes: int, # how many
     arguments: list # of the command line
 ) -> None: # does not return
-    "Replace this process by `processes` workers under torchrun [design 4, Scale]"
+    "Replace this process by `processes` workers under torchrun [contract: scale]"
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), '-m', 'rdbpfn.cli', *arguments]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)

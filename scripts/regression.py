@@ -37,7 +37,7 @@ task = Task.from_folder(args.data, 'driver-position')
 yq = yq.to_numpy(float)
 for draw in range(args.draws):
     at = draw_support(task.name, len(X), args.shots, draw)
-    for name, options in dict(rdbpfn=dict(n_estimators=1), lightgbm=dict(classifier=Booster())).items():
+    for name, options in dict(rdbpfn={}, lightgbm=dict(classifier=Booster())).items():
         start, model = time.time(), RelationalRegressor.for_task(task, features=args.features, **options)
         model.fit(X.iloc[at], y.iloc[at].to_numpy(float))
         frame = model._asked(Xq)

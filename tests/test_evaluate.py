@@ -557,7 +557,7 @@ def test_validation_asks_what_the_protocol_asks(folder):
     found = ask(net)
     assert found == ask(net) and set(found) == {f'{k}_{n}' for k in ('auc', 'log_loss', 'ece') for n in (20, 60)}
     protocols = [FewShot(e.load(), n_shots=(20, 60), n_draws=2, split='val', max_query=80) for e in find_entries(folder)]
-    for n in (20, 60): assert found[f'auc_{n}'] == pytest.approx(np.mean([run_cell(p, 'rdbpfn-1', n, d)['auc'] for p in protocols for d in range(2)]), abs=1e-6)
+    for n in (20, 60): assert found[f'auc_{n}'] == pytest.approx(np.mean([run_cell(p, 'rdbpfn', n, d)['auc'] for p in protocols for d in range(2)]), abs=1e-6)
     assert ask(RDBPFN(ModelConfig(n_layers=1)).eval())['log_loss_60'] != found['log_loss_60']
 
 
