@@ -202,7 +202,7 @@ def _theirs(name):
         if not hasattr(found, f): raise InputError(f"The model '{name}' has no {f}: an estimator needs fit and predict_proba.")
     return found()
 
-# %% ../nbs/19_baselines.ipynb #9c31b673
+# %% ../nbs/19_baselines.ipynb #dd1d6907
 def in_processes(
     run: Callable, # (*cell) -> result
     cells: list, # of tuples

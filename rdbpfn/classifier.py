@@ -178,7 +178,7 @@ class RDBPFNClassifier(ClassifierMixin, InContext):
         p = self.predict_proba(X)
         return self.classes_[p.argmax(1)]
 
-# %% ../nbs/17_classifier.ipynb #f93f94c4
+# %% ../nbs/17_classifier.ipynb #a120027e
 class RDBPFNRegressor(RegressorMixin, InContext):
     "In-context regressor: cumulative probabilities over quantile thresholds, from the same binary network [beyond the paper]"
     def fit(self, X, y, times=None):
@@ -207,7 +207,7 @@ class RDBPFNRegressor(RegressorMixin, InContext):
         p = self.predict_above(X)
         return np.stack([quantile(self.thresholds_, p, v) for v in q], 1)
 
-# %% ../nbs/17_classifier.ipynb #442e26a2
+# %% ../nbs/17_classifier.ipynb #86d14b56
 @patch
 def _score(self: RDBPFNClassifier, log_odds):
     "Log-odds of the classes given log-odds of the questions: explained is the column that is largest for the whole row"
@@ -238,7 +238,7 @@ def explain(
     features = pd.DataFrame(effects[:, :len(at)], frame.index, list(at)).reindex(columns=names, fill_value=0.)
     return Explanation(score, 'predicted number' if isinstance(self, RDBPFNRegressor) else 'log-odds of the predicted class', features, pd.DataFrame(effects[:, len(at):], frame.index, list(groups)), frame)
 
-# %% ../nbs/17_classifier.ipynb #94bbcdf9
+# %% ../nbs/17_classifier.ipynb #978d3a7f
 SAVED = ('n_estimators', 'context', 'n_context', 'n_columns', 'columns', 'views', 'dtype', 'random_state')
 
 @patch
@@ -292,7 +292,7 @@ def _recall(self: RDBPFNRegressor, about):
     at, means, low, high = about['thresholds']
     self.thresholds_ = Thresholds(np.array(at), np.array(means), low, high)
 
-# %% ../nbs/17_classifier.ipynb #654f5d3a
+# %% ../nbs/17_classifier.ipynb #afa2f8a4
 def _members(about, arrays):
     "The members of an ensemble from plain data"
     for i, m in enumerate(about['members']):

@@ -190,7 +190,7 @@ def run_cell(
 
 def _error(e): return dict(error=f'{type(e).__name__}: {e}'.splitlines()[0])
 
-# %% ../nbs/21_evaluate.ipynb #dc0b72ca
+# %% ../nbs/21_evaluate.ipynb #869066cb
 def _kind(record): return record.get('error', '').partition(':')[0]
 
 def submission_folder(

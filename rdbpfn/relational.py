@@ -140,7 +140,7 @@ def _know(self: Relational):
     self.used_ = used_by(self.plan_) | dict(features_read=len(self.read_plan_), questions_read=self.n_context_, regime='seed' if self.frozen_at_ is None else f'frozen at {pd.Timestamp(self.frozen_at_)}')
     return self
 
-# %% ../nbs/18_relational.ipynb #44a41fad
+# %% ../nbs/18_relational.ipynb #455c0bba
 class RelationalClassifier(ClassifierMixin, Relational):
     "Predict labels of database rows as of a time, in context: no training, no feature engineering [4, 5.4]"
     _flat = RDBPFNClassifier
@@ -206,7 +206,7 @@ def _asked(self: Relational, X):
     if isinstance(X, pd.DataFrame) and not len(X): raise InputError('X has no rows: ask at least one question.')
     return self.feature_frame(X, self.read_plan_.names).reindex(columns=self.plan_.names)
 
-# %% ../nbs/18_relational.ipynb #29f388b9
+# %% ../nbs/18_relational.ipynb #11939a87
 def check_same(
     before: Plan, # as the context was read
     after: Plan # the same request, on another state of the database
@@ -221,7 +221,7 @@ def check_same(
         a, b = before.schema[t].time_col, after.schema[t].time_col
         if a != b: raise InputError(f"{told}table {t!r} had {f'its time in column {a!r}' if a else 'no time'} and has {f'it in column {b!r}' if b else 'none'} now, so it would show other rows. Name it in time_col when you open the database, or fit again.")
 
-# %% ../nbs/18_relational.ipynb #cde8a4f2
+# %% ../nbs/18_relational.ipynb #c5511628
 @patch
 def on(
     self: Relational,
@@ -234,7 +234,7 @@ def on(
     other.database, other.db_ = database, freeze(db, self.entity_table, self.frozen_at_)
     return other
 
-# %% ../nbs/18_relational.ipynb #eea4a227
+# %% ../nbs/18_relational.ipynb #a63c33ce
 @patch
 def explain(
     self: Relational,
@@ -270,7 +270,7 @@ def place_of(
     scheme = re.match(r'([\w+.-]{2,}):', where)
     return where if where and '?' not in where and (scheme is None or scheme[1] in ('sqlite', 'duckdb')) else None
 
-# %% ../nbs/18_relational.ipynb #9f2fe9b1
+# %% ../nbs/18_relational.ipynb #acc2cfef
 @patch
 def save(
     self: Relational,

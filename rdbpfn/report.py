@@ -27,7 +27,7 @@ def t_interval(
     half = stats.t.ppf((1 + level)/2, len(d) - 1)*np.std(d, ddof=1)/len(d)**.5
     return float(np.mean(d) - half), float(np.mean(d) + half)
 
-# %% ../nbs/21b_report.ipynb #b64e53c5
+# %% ../nbs/21b_report.ipynb #f0fec1dc
 def paired(
     records: list, # what `read_records` gave
     a: str, # model
@@ -116,7 +116,7 @@ def beside_published(
     value = lambda m, t, n: f'{theirs[t, n, m]:.3f}' if (t, n, m) in theirs.index else ''
     return ours.assign(**{f'published {m}': [value(m, *k) for k in zip(ours.index.get_level_values('task'), ours.index.get_level_values('n_shots'))] for m in models})
 
-# %% ../nbs/21b_report.ipynb #7730d760
+# %% ../nbs/21b_report.ipynb #ce49059f
 def distances(
     records: list, # what `read_records` gave
     published: pd.DataFrame, # what `read_published` gave
@@ -205,7 +205,7 @@ def figure_4(
         panels.append(lambda ax: bars(ax, pd.concat([m.mean(skipna=False).dropna(), theirs]), color, f'mean AUC, {len(m)} of these tables'))
     return figure((4.4*len(panels), 3.3), *panels)
 
-# %% ../nbs/21b_report.ipynb #8bfb3453
+# %% ../nbs/21b_report.ipynb #e1cf0ffb
 BY_LABELS = {('rdbpfn', 'full-2'): ('rdbpfn, all features', 'C0-'), ('rdbpfn', 'dfs-2'): ("rdbpfn, paper's features", 'C0--'), ('released', 'full-2'): ('released, all features', 'C1-'),
              ('released', 'dfs-2'): ("released, paper's features", 'C1--'), ('lightgbm', 'full-2'): ('lightgbm, all features', 'C2-'), ('lightgbm', 'dfs-2'): ("lightgbm, paper's features", 'C2--')}
 
@@ -238,7 +238,7 @@ def figure_single(
 
 
 
-# %% ../nbs/21b_report.ipynb #1a982c9f
+# %% ../nbs/21b_report.ipynb #b4aedef3
 LABELS = dict(zip(MEASURES, ('AUC', 'Log loss', 'Calibration error', 'Seconds', 'Processor seconds')))
 
 def compare(
@@ -269,7 +269,7 @@ def notes(
     if late := sum(r['draw'] >= n_draws for r in records): found.append(('draws', f'{late:,} records of draw {n_draws} or later are left out'))
     return pd.DataFrame(found + list(dict.fromkeys((r['task'], r['note']) for r in records if r.get('note'))), columns=['about', 'note'])
 
-# %% ../nbs/21b_report.ipynb #c0ea2b72
+# %% ../nbs/21b_report.ipynb #e90f43b1
 def tables(
     records: list, # what `read_records` gave
     reference: str, # model to compare the others with
@@ -303,7 +303,7 @@ def figures(
             if cpu.shape == m.shape: made[f'cost_{name}_{n}'] = figure((4.6, 3), lambda ax: draw_cost(ax, cpu.mean(), m.mean(), 'processor seconds for one draw of a task', f'mean AUC over {len(m)} tasks'), title=f'{title}, {n} labelled rows')
     return made
 
-# %% ../nbs/21b_report.ipynb #a723033a
+# %% ../nbs/21b_report.ipynb #f1c5b010
 def make_report(
     paths, # '.jsonl' file, or several
     out, # folder; made if it is not there
