@@ -28,7 +28,7 @@ class ArenaModel:
         "Probability of the positive class for each row of a label table"
         return self.model_.on(Database.from_relbench(db)).predict_proba(table.df[[task.entity_col, task.time_col]])[:, 1]
 
-# %% ../nbs/21c_arena.ipynb #2a8b2a94
+# %% ../nbs/21c_arena.ipynb #f28310f4
 def register() -> type: # the registered class
     "Register the model with RelArena [beyond the paper]"
     from relarena_core.model import RelArenaModel

@@ -11,7 +11,7 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .core import InputError
 
-# %% ../nbs/16d_explain.ipynb #730d8fd7
+# %% ../nbs/16d_explain.ipynb #2bc2fbb7
 AT_ONCE = 4096 # hidden versions of rows that are asked about together
 
 def effects_of(
@@ -30,7 +30,7 @@ def effects_of(
     found = np.concatenate(found) if found else np.zeros((0, len(hide)))
     return found[:, 0], found[:, :1] - found[:, 1:]
 
-# %% ../nbs/16d_explain.ipynb #69895ed9
+# %% ../nbs/16d_explain.ipynb #952e1042
 @dataclass(frozen=True, eq=False)
 class Explanation:
     "Effects of features and of groups of features on m predictions"
@@ -55,7 +55,7 @@ class Explanation:
         table = pd.DataFrame(dict(feature=best, effect=effect[best].to_numpy()))
         return table if row is None else table.assign(value=[self.values[f].iloc[row] for f in best])
 
-# %% ../nbs/16d_explain.ipynb #f1200442
+# %% ../nbs/16d_explain.ipynb #b79d2be0
 def draw_explanation(
     explanation: Explanation, # of any number of predictions
     row: int|None = None, # position of the prediction; None: all, by mean absolute effect

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from .core import InputError
 
-# %% ../nbs/16e_regression.ipynb #cf7977da
+# %% ../nbs/16e_regression.ipynb #dca2a58b
 N_THRESHOLDS = 15 # questions about a number, at most
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ def thresholds_of(
     means = np.bincount(bins, y, len(at) + 1)/np.bincount(bins, minlength=len(at) + 1)
     return Thresholds(at, means, float(values[0]), float(values[-1]))
 
-# %% ../nbs/16e_regression.ipynb #43b1b8d8
+# %% ../nbs/16e_regression.ipynb #7625f63b
 def masses(
     p: np.ndarray # (m, K) probabilities that the number is more than each threshold
 ) -> np.ndarray: # (m, K+1), not negative, rows sum to 1

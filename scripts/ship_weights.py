@@ -48,7 +48,7 @@ library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v1
+# rdbpfn weights v2
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
 ({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
@@ -66,7 +66,7 @@ A prior-data fitted network for binary classification of tables and of linearise
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-Runs 2 and 3 ended at a high learning rate and were not judged by themselves. The released weights were trained on the paper's own prior, ours on this one.
+Runs 2, 3 and 6 ended at a high learning rate and were not judged by themselves. The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results
