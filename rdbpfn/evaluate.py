@@ -275,7 +275,7 @@ def run_suite(
             say(f"{entry.name}, {protocol.about['regime']}: {len(new)} cells in {time.time() - start:.0f} s, {sum('error' in r for r in new)} failed" + f' ({protocol.note})'*bool(protocol.note))
     return made
 
-# %% ../nbs/21_evaluate.ipynb #5f061a0d
+# %% ../nbs/21_evaluate.ipynb #27865c6b
 class Validation:
     "Fixed questions from the validation splits of a suite, to ask a network that is still in training [5.3, A.3]"
     def __init__(self,
@@ -295,15 +295,15 @@ class Validation:
                 X, y, Xq, yq = protocol.cell(n, draw)
                 if y.min() == y.max() or yq.min() == yq.max(): continue
                 model = RDBPFNClassifier(random_state=draw, device='cpu').fit(X, y)
-                if model.ensemble_: self.cells.append((n, model.ensemble_, model.encoder_.transform(Xq), yq))
+                if e := model.ensemble_: self.cells.append((n, (e.x, e.asked, e.members, e.dtype), model.encoder_.transform(Xq), yq))
         if not self.cells: raise InputError(f'The suite {suite!r} has no relational task whose validation split could be asked: name one that has.')
 
     def __call__(self, network):
         "Mean AUC, log loss and calibration error of an `RDBPFN` in evaluation mode, by number of labelled rows"
         from rdbpfn.ensemble import Ensemble
         found = {}
-        for n, e, rows, y in self.cells:
-            answers = Ensemble(network, e.x, e.asked, e.members, e.dtype).log_odds(rows)[:, 0]
+        for n, encoded, rows, y in self.cells:
+            answers = Ensemble(network, *encoded).log_odds(rows)[:, 0]
             for k, v in score(y, 1/(1 + np.exp(-answers))).items(): found.setdefault(f'{k}_{n}', []).append(v)
         return {k: float(np.mean(v)) for k, v in found.items()}
 

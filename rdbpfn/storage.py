@@ -47,21 +47,25 @@ def read_parts(
     if about.get('kind') not in kinds: raise InputError(f"'{path}' holds a {about.get('kind')}: load it with {about.get('kind')}.load.")
     return about, parts
 
-# %% ../nbs/16c_storage.ipynb #6800b72c
+# %% ../nbs/16c_storage.ipynb #a4f16628
 def pack(
     tensors: dict # name -> array or tensor
 ) -> bytes: # safetensors
     "Arrays as bytes, with their types and shapes [contract: interface]"
     return save_tensors({n: (t if isinstance(t, torch.Tensor) else torch.tensor(t)).detach().cpu().contiguous() for n, t in tensors.items()})
 
+def _unpacked(parts, name, read, broken):
+    "A part as `read` reads its bytes, or a sentence"
+    if name not in parts: raise InputError(f'The file of the estimator lacks {name}: save it again.')
+    try: return read(parts[name])
+    except broken as e: raise InputError(f'{name} in the file of the estimator is broken ({e}): save it again.') from None
+
 def unpack(
     parts: dict, # what `read_parts` gave
     name: str # of the part
 ) -> dict: # name -> tensor on the CPU
     "Arrays from bytes [contract: interface]"
-    if name not in parts: raise InputError(f'The file of the estimator lacks {name}: save it again.')
-    try: return load_tensors(parts[name])
-    except SafetensorError as e: raise InputError(f'{name} in the file of the estimator is broken ({e}): save it again.') from None
+    return _unpacked(parts, name, load_tensors, SafetensorError)
 
 def pack_frame(
     frame: pd.DataFrame # any columns
@@ -76,9 +80,7 @@ def unpack_frame(
     name: str # of the part
 ) -> pd.DataFrame: # as it was
     "A table from bytes [beyond the paper]"
-    if name not in parts: raise InputError(f'The file of the estimator lacks {name}: save it again.')
-    try: return pd.read_parquet(io.BytesIO(parts[name]))
-    except (OSError, ValueError) as e: raise InputError(f'{name} in the file of the estimator is broken ({e}): save it again.') from None
+    return _unpacked(parts, name, lambda b: pd.read_parquet(io.BytesIO(b)), (OSError, ValueError))
 
 # %% ../nbs/16c_storage.ipynb #11229fa1
 def pack_network(

@@ -73,7 +73,7 @@ def relaunch(
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
 
-# %% ../nbs/22b_workshop.ipynb #3ba1ce77
+# %% ../nbs/22b_workshop.ipynb #ed56c3f9
 @workshop.command()
 def pretrain(
     preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
@@ -100,7 +100,7 @@ def pretrain(
     if 'RANK' not in os.environ:
         start(PRESETS[preset], out, resume, torch.device('cpu'), init)
         wanted = processes or gpus or min(len(os.sched_getaffinity(0)), PRESETS[preset].micro)
-        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)] 
+        return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)]
                         + ['--init', str(init)]*bool(init) + ['--resume']*resume + ['--validate-on', validate_on]*bool(validate_on) + ['--data', str(data)]*bool(data))
     torch.set_num_threads(1)
     dist.init_process_group('nccl' if gpus else 'gloo')

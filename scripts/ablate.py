@@ -4,7 +4,7 @@
 
 An arm trains on tables of up to 600 rows, with a learning rate that falls to 0 from the first step; how many steps it may take follows from a trial of 30 steps, so that all cost the same.
 It is judged on the validation splits of the development suite (128 and 512 labelled rows, plain features, single pass) and on synthetic tables (`scripts/judge_weights.py`).
-Runs that are there are not made again, so it can be stopped and started; the records are written at the end of each seed.
+Runs and seeds that are there are not made again, so it can be stopped and started; the records are written at the end of each seed.
 """
 import argparse, json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def train(name, seed, work, init, seconds):
 
 def real(weights, data, records):
     "Mean AUC by task and number of labelled rows for each of the named weights: of relational tasks on validation rows"
-    run_suite('dev', records, [f'{name}={file}-1' for name, file in weights.items()], data, processes=1, n_shots=(128, 512), n_draws=5, max_query=500, split='val')
+    run_suite('dev', records, [f'{name}={file}' for name, file in weights.items()], data, processes=1, n_shots=(128, 512), n_draws=5, max_query=500, split='val')
     cells = {}
     for r in read_records(records):
         if r.get('auc') is not None: cells.setdefault(r['model'], {}).setdefault(r['task'], {}).setdefault(r['n_shots'], []).append(r['auc'])
@@ -64,8 +64,9 @@ parser.add_argument('--seeds', default='11,12')
 args = parser.parse_args()
 
 torch.set_num_threads(1)
-records = []
+records = [json.loads(line) for line in open(args.out)] if args.out.exists() else []
 for seed in map(int, args.seeds.split(',')):
+    if any(r['seed'] == seed for r in records): continue
     for name in ARMS: train(name, seed, args.work, args.init, 60*args.minutes)
     weights = {'stage 1': args.init/'rdbpfn.safetensors'} | {name: folder(args.work, name, seed)/'rdbpfn.safetensors' for name in ARMS}
     areas = real(weights, args.data, args.work/f'val-{seed}.jsonl')

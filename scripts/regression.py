@@ -33,6 +33,7 @@ parser.add_argument('--draws', type=int, default=10)
 parser.add_argument('--features', default='paper')
 args = parser.parse_args()
 torch.set_num_threads(1)
+weights = dict(rdbpfn=weights_id('rdbpfn'))                                         # a record of ours names them
 task = Task.from_folder(args.data, 'driver-position')
 (X, y), (Xq, yq) = labelled(task, 'train'), labelled(task, 'test')
 yq = yq.to_numpy(float)
@@ -40,7 +41,7 @@ done = {(r['model'], r.get('weights'), r['features'], r['n_shots'], r['draw']) f
 for draw in range(args.draws):
     at = draw_support(task.name, len(X), args.shots, draw)
     for name, options in dict(rdbpfn={}, lightgbm=dict(classifier=Booster())).items():
-        if (name, weights_id('rdbpfn') if name == 'rdbpfn' else None, args.features, args.shots, draw) in done: continue
+        if (name, weights.get(name), args.features, args.shots, draw) in done: continue
         start, model = time.time(), RelationalRegressor.for_task(task, features=args.features, **options)
         model.fit(X.iloc[at], y.iloc[at].to_numpy(float))
         frame = model._asked(Xq)
@@ -48,6 +49,6 @@ for draw in range(args.draws):
         low, middle, high = model.classifier_.predict_quantiles(frame).T
         record = dict(task='driver-position', model=name, draw=draw, n_shots=args.shots, features=args.features, regime='seed', split='test', n_query=len(yq), mae=float(np.abs(middle - yq).mean()),
                       covered=float(((low <= yq) & (yq <= high)).mean()), width=float((high - low).mean()), constant=float(np.abs(np.median(y.iloc[at]) - yq).mean()), seconds=round(time.time() - start, 1), predict_seconds=round(time.time() - begin, 1))
-        if name == 'rdbpfn': record['weights'] = weights_id('rdbpfn')
+        if name in weights: record['weights'] = weights[name]
         with open(args.out, 'a') as f: f.write(json.dumps(record) + '\n')
         print({k: record[k] for k in ('model', 'draw', 'mae', 'covered', 'width', 'constant', 'seconds')}, flush=True)

@@ -40,6 +40,7 @@ stages, end = pd.DataFrame([stage(i, r['config'], r['progress']) for i, r in enu
 suite = means_table(read_records(results/'dev.jsonl'), ['rdbpfn', 'released', 'lightgbm', 'random_forest', 'xgboost'])
 f1 = as_table(select(read_records(results/'relf1.jsonl'), features='dfs-2', n_shots=512)).reset_index(['task', 'regime']).reset_index(drop=True)
 judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
+unjudged = [str(i + 1) for i in range(len(runs)) if f'run {i + 1}' not in set(judged.weights)]
 judged = judged.pivot(index='set', columns='weights', values='loss').loc[list(dict.fromkeys(judged.set)), list(dict.fromkeys(judged.weights))].map('{:.4f}'.format).reset_index()
 net = load_model(weights/'rdbpfn.safetensors', 'cpu')
 card = f'''---
@@ -66,7 +67,7 @@ A prior-data fitted network for binary classification of tables and of linearise
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-Runs 2, 3 and 6 ended at a high learning rate and were not judged by themselves. The released weights were trained on the paper's own prior, ours on this one.
+Runs {', '.join(unjudged[:-1])} and {unjudged[-1]} ended at a high learning rate and were not judged by themselves. The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results

@@ -57,7 +57,7 @@ def told(out): return dict(line.rsplit(None, 1) for line in out.splitlines() if 
 def saved(shop, tmp_path_factory):
     "An estimator that predict has fitted and saved, with options off their defaults"
     path = tmp_path_factory.mktemp('saved')/'shop.rdbpfn'
-    code, err, _ = run('predict', *options(shop, save=path, out=path.with_name('out.csv'), estimators=1, depth=1, features='recent', context_policy='recency', label_delay='7D', mask=' age,active ', regime='frozen'))
+    code, err, _ = run('predict', *options(shop, save=path, out=path.with_name('out.csv'), estimators=2, depth=1, features='recent', context_policy='recency', label_delay='7D', mask=' age,active ', regime='frozen'))
     assert code == 0, err
     return path
 
@@ -110,7 +110,7 @@ def test_a_label_named_like_a_column_is_kept_out_of_the_features(shop, tmp_path)
 def test_options_reach_the_estimator_and_defaults_are_its_own(shop, saved, tmp_path):
     model = RelationalClassifier.load(saved)
     got = {k: getattr(model, k) for k in ('n_estimators', 'max_depth', 'context', 'mask', 'entity_table', 'entity_col', 'time_col')}
-    assert got == dict(n_estimators=1, max_depth=1, context='recency', mask=('age', 'active'), entity_table='customers', entity_col='id', time_col='when')
+    assert got == dict(n_estimators=2, max_depth=1, context='recency', mask=('age', 'active'), entity_table='customers', entity_col='id', time_col='when')
     assert pd.Timedelta(model.label_delay) == pd.Timedelta('7D') and model.frozen_at_ == np.datetime64('2024-05-01') and any('LAST' in n for n in model.plan_.names)
     plain = estimator(Asked(query='', out=shop/'x.csv'), open_database(f'sqlite:///{shop}/shop.db'), 'customers', 'id')
     said = dict(time='when', cache=Path('kept'), depth=3, features='full', regime='frozen', label_delay='7D', estimators=5, context_policy='recent', weights=Path('w.safetensors'), device='cpu')
