@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'STAGE_2', 'PRESETS', 'VALID_SEED', 'TrainConfig', 'dif
            'micro_loss', 'make_optimizer', 'averaged', 'save_checkpoint', 'load_checkpoint', 'validate', 'auc',
            'train_step', 'start', 'stop_on_signal', 'Recorder', 'pretrain']
 
-# %% ../nbs/16_train.ipynb #584f4946
+# %% ../nbs/16_train.ipynb #9460171d
 import json, math, os, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from .core import InputError, atomic_path, check_range, from_dict, generator, pi
 from .schema import no_such
 from .model import ModelConfig, RDBPFN, load_model, save_model
 from .muon import Muon
-from .stream import StreamConfig, in_order, sample_batch as relational_batch
+from .stream import StreamConfig, TaskConfig, in_order, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
 # %% ../nbs/16_train.ipynb #f6a6d596
@@ -54,8 +54,8 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #2715ff66
-STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.3, seed=8, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.4))
+# %% ../nbs/16_train.ipynb #90fe7cde
+STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.3, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5)), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),

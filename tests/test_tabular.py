@@ -1,8 +1,9 @@
 """The single-table prior over many seeds: shapes, determinism across processes, class balance, variety, speed."""
 import hashlib, os, subprocess, sys, time
 import numpy as np, pytest, torch
-from rdbpfn.core import InputError
+from rdbpfn.core import InputError, generator
 from rdbpfn.tabular import TabularConfig, sample_batch
+from rdbpfn.worlds import effects, groups, grow, near_layer
 
 SHAPES = [(1, 4, 1), (3, 17, 2), (8, 60, 5), (5, 128, 8), (2, 300, 40), (1, 1400, 60)]
 
@@ -58,17 +59,58 @@ def test_the_prior_holds_what_real_tables_hold():
 def test_easing_makes_tables_whole_and_balanced():
     x, y = sample_batch(0, 0, 64, 100, 6, TabularConfig().eased(0.))
     assert not x.isnan().any() and ((y.mean(1) - .5).abs() < .01).all()
-    for d, want in ((1., TabularConfig()), (0., TabularConfig(n_layers=(1, 1), noise=(.01, .01), minority=(.5, .5), category_share=0., missing_share=0., irrelevant_share=0., duplicate_share=0.))):
+    for d, want in ((1., TabularConfig()), (0., TabularConfig(n_layers=(1, 1), noise=(.01, .01), minority=(.5, .5), near_share=0., panel_share=0., category_share=0., missing_share=0., irrelevant_share=0., duplicate_share=0.))):
         got = TabularConfig().eased(d)
         for f in vars(want): assert np.allclose(getattr(got, f), getattr(want, f), atol=1e-12), f
 
 
 def test_columns_carry_signal():
-    "The strongest column of a table correlates with the label far more often than chance allows"
+    "The strongest column of a table correlates with the label far more often than chance allows, though likenesses and group effects hide from correlations"
     x, y = sample_batch(9, 0, 64, 400, 6, TabularConfig(missing_share=0., irrelevant_share=0.))
     z = (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-6)
     c = (z*(y - y.mean(1, keepdim=True))[..., None]).mean(1)/y.std(1, keepdim=True)
-    assert (c.abs().max(1).values > .2).float().mean() > .5
+    assert (c.abs().max(1).values > .2).float().mean() > .4
+
+
+@pytest.mark.parametrize('B', [1, 2, 16])
+def test_shares_hold_whatever_the_number_of_tables(B):
+    "A large table comes alone in its batch, and is a tree or a panel as often as a small one"
+    config = TabularConfig(tree_share=.4, near_share=0., panel_share=0., noise=(1e-8, 1e-7))
+    last = torch.cat([grow(generator(4, i), B, 600, 8, config)[:, -1] for i in range(160//B)])
+    trees = np.mean([len(c.mul(1e4).round().unique()) < 400 for c in last])          # a tree has few values; sums of continuous causes have many
+    numbers = torch.cat([grow(generator(5, i), B, 600, 8, TabularConfig(panel_share=.5))[:, 0] for i in range(160//B)])
+    panels = np.mean([len(c.unique()) <= 301 for c in numbers])
+    assert .3 < trees < .75 and .4 < panels < .8, (trees, panels)
+
+
+def test_groups_are_between_four_and_half_the_rows_and_their_effects_are_theirs():
+    for R in (4, 9, 40, 1000):
+        g = groups(generator(1, R), 64, R)
+        assert g.min() == 0 and g.max() <= max(R/2, 5)
+        e = effects(generator(2, R), g, 3)
+        assert e.isfinite().all() and all(len(t[0][k == v].unique()) == 1 for k, t in zip(g[:8, 0], e[:8]) for v in k.unique())
+
+
+def test_a_likeness_depends_on_what_is_near():
+    "Rows that agree in all variables agree in the value; a mean stays in the range of the prototypes' values"
+    z = torch.randn(4, 5, 300, generator=generator(3))
+    z[:, :, 1] = z[:, :, 0]
+    for s in range(20):
+        out = near_layer(generator(s), z, 7)
+        assert out.shape == (4, 7, 300) and out.isfinite().all() and torch.allclose(out[..., 0], out[..., 1], atol=1e-5)
+
+
+def test_a_panel_is_learned_by_looking_up_its_number():
+    "Where rows of a group share their label, a forest finds most of it in the number of the group"
+    from sklearn.ensemble import RandomForestClassifier
+    g = groups(generator(6), 1, 800)
+    y = (effects(generator(7), g, 1)[0, 0] > 0).numpy()
+    x = g[0].T.float().numpy()
+    assert RandomForestClassifier(50, random_state=0).fit(x[:600], y[:600]).score(x[600:], y[600:]) > max(y.mean(), 1 - y.mean()) + .1
+
+
+def test_shares_of_kinds_must_fit_together():
+    with pytest.raises(InputError, match='must not sum to more than 1'): TabularConfig(tree_share=.9, near_share=.2)
 
 
 @pytest.mark.parametrize('bad', [dict(noise=(0., 1.)), dict(minority=(.1, .6)), dict(tree_share=1.1), dict(n_layers=(0, 2))])
