@@ -185,15 +185,15 @@ def near_layer(
     sharp = torch.exp(uniform(gen, B, n_out, 1, 1, low=0., high=4.))
     return (torch.softmax(-sharp*far, 3) @ normal(gen, B, n_out, K, 1))[..., 0]
 
-# %% ../nbs/09b_worlds.ipynb #8f146be4
+# %% ../nbs/09b_worlds.ipynb #e4b726b0
 @dataclass(frozen=True)
 class TabularConfig:
     "How single-table worlds are drawn; all shares are probabilities [5.3, C.2.3]"
     n_layers: tuple = (1, 3) # layers above the causes, drawn per batch
     spare: float = 2. # up to this many times as many nodes as the table has columns
     tree_share: float = .3 # tables whose layers are trees
-    near_share: float = .2 # tables whose layers are likenesses
-    panel_share: float = .3 # tables whose rows belong to groups
+    near_share: float = .1 # tables whose layers are likenesses
+    panel_share: float = .1 # tables whose rows belong to groups
     noise: tuple = (.01, .5) # standard deviation of a node's noise; the signal has 1; log-uniform in a range of the table's own
     category_share: float = .5 # at most this share of a table's columns becomes categories
     missing_share: float = .4 # tables with missing cells
