@@ -39,6 +39,12 @@ def judge(model, x, y, n):
     loss = F.cross_entropy(logits.flatten(0, 1), y[:, n:].flatten().long(), reduction='none').view(len(y), -1).mean(1)
     return loss, auc(logits[..., 1] - logits[..., 0], y[:, n:])
 
+def named(pairs):
+    "What 'name=file' names -> network, None for 'name=forest'; and the digest of each"
+    files = dict(p.split('=', 1) for p in pairs)
+    return ({name: None if file == 'forest' else load_model(file, 'cpu') for name, file in files.items()},
+            {name: None if file == 'forest' else weights_id(file) for name, file in files.items()})
+
 def core_hours(file):
     "What the weights of a run have cost, None for others"
     checkpoint = file.with_name('checkpoint.safetensors')

@@ -8,9 +8,8 @@ import argparse, json, math
 from pathlib import Path
 import numpy as np, torch
 from sklearn.ensemble import RandomForestClassifier
+from judge_weights import named
 from rdbpfn.core import atomic_path, generator
-from rdbpfn.model import load_model
-from rdbpfn.records import weights_id
 from rdbpfn.train import auc
 
 B, R, CONTEXT = 16, 800, 600
@@ -49,13 +48,12 @@ if __name__ == '__main__':
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    files = dict(m.split('=', 1) for m in args.models)
-    models = {name: None if file == 'forest' else load_model(file, 'cpu') for name, file in files.items()}
+    models, digests = named(args.models)
     records = []
     for law, x, y in laws():
         y = y.float()
         for name, model in models.items():
             area = float(auc(ask(model, x, y), y[:, CONTEXT:]).nanmean())
-            records.append(dict(law=law, model=name, weights=None if model is None else weights_id(files[name]), auc=round(area, 4)))
+            records.append(dict(law=law, model=name, weights=digests[name], auc=round(area, 4)))
         print(law, [r['auc'] for r in records[-len(models):]], flush=True)
     with atomic_path(args.out) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import log_loss, roc_auc_score
+from judge_weights import named
 from rdbpfn.encoding import FrameEncoder, View
-from rdbpfn.model import load_model
-from rdbpfn.records import append_record, weights_id
+from rdbpfn.records import append_record
 
 TARGETS = dict(Computers='price', Cigar='sales', BudgetFood='wfood', DoctorAUS='doctorco', MedExp='med', Hdma='deny', Males='union', OFP='ofp', PatentsRD='patent', RetSchool='wage76',
                Treatment='re78', Wages='lwage', UnempDur='censor1', Workinghours='hours', diamonds='cut', movies='rating', bfi='gender', radarImage='Band.1', quakes='stations', Snmesp='y',
@@ -51,8 +51,7 @@ if __name__ == '__main__':
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    models = {name: None if file == 'forest' else load_model(file, 'cpu') for name, file in (m.split('=', 1) for m in args.models)}
-    digests = {name: None if file == 'forest' else weights_id(file) for name, file in (m.split('=', 1) for m in args.models)}
+    models, digests = named(args.models)
     records = [json.loads(line) for line in open(args.out)] if args.out.exists() else []
     have = {(r['model'], r['weights'], r['table'], r['n_shots'], r['draw']) for r in records}
     for name, frame, y in tables(args.archive):

@@ -65,11 +65,11 @@ def test_easing_makes_tables_whole_and_balanced():
 
 
 def test_columns_carry_signal():
-    "The strongest column of a table correlates with the label far more often than chance allows, though likenesses and group effects hide from correlations"
+    "The strongest column of a table correlates with the label far more often than chance allows"
     x, y = sample_batch(9, 0, 64, 400, 6, TabularConfig(missing_share=0., irrelevant_share=0.))
     z = (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-6)
     c = (z*(y - y.mean(1, keepdim=True))[..., None]).mean(1)/y.std(1, keepdim=True)
-    assert (c.abs().max(1).values > .2).float().mean() > .4
+    assert (c.abs().max(1).values > .2).float().mean() > .5
 
 
 @pytest.mark.parametrize('B', [1, 2, 16])
