@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'column_stats', 'standardise', 'naive_attention', 'naive_forward', 'Linear', 'LayerNorm', 'attend',
-           'Attention', 'Block', 'ModelConfig', 'Context', 'RDBPFN', 'rename_released', 'infer_config',
-           'default_weights', 'save_model', 'read_tensors', 'load_model']
+           'Attention', 'Block', 'ModelConfig', 'Context', 'facts', 'numbers', 'RDBPFN', 'rename_released',
+           'infer_config', 'default_weights', 'save_model', 'read_tensors', 'load_model']
 
-# %% ../nbs/15_model.ipynb #809be0ab
+# %% ../nbs/15_model.ipynb #2882657b
 import json, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .core import InputError, atomic_path, check_range, from_dict, pick_device, to_dict
+from .evidence import evidence, ranked
 from .kernel import FusedAttention, available
 
 # %% ../nbs/15_model.ipynb #ef11fd7d
@@ -49,7 +50,7 @@ def naive_attention(
     weights = torch.softmax(q @ k.transpose(-1, -2)/math.sqrt(q.shape[-1]), -1)
     return layer.out((weights @ v).transpose(-2, -3).flatten(-2))
 
-# %% ../nbs/15_model.ipynb #dea8b07e
+# %% ../nbs/15_model.ipynb #72b49fb6
 def naive_forward(
     net, # an `RDBPFN`, for its weights
     x: torch.Tensor, # (B, R, C), NaN for missing
@@ -57,9 +58,8 @@ def naive_forward(
 ) -> torch.Tensor: # (B, R-n, 2) logits
     "The network as one would first write it; kept as the opponent of `rdbpfn bench train` [5.2]"
     n = y.shape[1]
-    cells = standardise(x, *column_stats(x[:, :n]))
-    labels = torch.cat([y, y.mean(1, keepdim=True).expand(-1, x.shape[1]-n)], 1)
-    t = torch.cat([net.cell(cells[..., None]), net.target(labels[..., None])[:, :, None]], 2)       # (B, R, C+1, E)
+    cells, labels = net.inputs(x, y)
+    t = torch.cat([net.cell(cells), net.target(labels)[:, :, None]], 2)                             # (B, R, C+1, E)
     for b in net.blocks:
         t = b.norm1(t + naive_attention(b.columns, t, t))                                           # over columns
         s = t.transpose(1, 2)                                                                       # (B, C+1, R, E)
@@ -128,7 +128,7 @@ class Block(nn.Module):
         t = self.norm2(t + self.rows(t, kv))
         return self.norm3(t + self.mlp(t)), kv
 
-# %% ../nbs/15_model.ipynb #12e8767c
+# %% ../nbs/15_model.ipynb #ceaabf74
 @dataclass(frozen=True)
 class ModelConfig:
     "Shape of the network; the defaults are those of the released weights [B.3; released code]"
@@ -137,32 +137,64 @@ class ModelConfig:
     n_heads: int = 4
     hidden: int = 192
     n_outputs: int = 2
+    evidence: bool = False # whether cells come with their weight of evidence (14c); the paper's do not
     def __post_init__(self):
         for f, low in dict(n_layers=1, width=1, n_heads=1, hidden=1, n_outputs=2).items(): check_range(self, f, low)
         if self.width % self.n_heads: raise InputError(f'ModelConfig.width ({self.width}) must be a multiple of n_heads ({self.n_heads}).')
 
-# %% ../nbs/15_model.ipynb #8e0f93d0
+# %% ../nbs/15_model.ipynb #aa18849d
 @dataclass
 class Context:
-    "What the network keeps of a context: column statistics, mean label, keys and values of each layer"
+    "What the network keeps of a context: column statistics, mean label, sorted columns, keys and values of each layer"
     mean: torch.Tensor # (B, 1, C)
     std: torch.Tensor # (B, 1, C)
     base_rate: torch.Tensor # (B, 1)
+    values: torch.Tensor # (B, C, n) what `ranked` (14c) sorted
+    yes: torch.Tensor # (B, C, n+1) ditto
     kv: list # per layer: keys and values, each (B, (C+1)*H, n, E/H); of the last layer only the label column
 
-# %% ../nbs/15_model.ipynb #2c273fc4
+# %% ../nbs/15_model.ipynb #b469b9ba
+def facts(
+    x: torch.Tensor, # (B, n, C) context rows; NaN marks a missing cell
+    y: torch.Tensor # (B, n) of 0. and 1.
+) -> Context: # without keys and values
+    "What can be said of a context before any network has read it [B.3; 14c]"
+    return Context(*column_stats(x), y.mean(1, keepdim=True), *ranked(x, y), [])
+
+def numbers(
+    config: ModelConfig, # with evidence?
+    x: torch.Tensor, # (B, R, C) cells; NaN marks a missing cell
+    context: Context, # of these rows
+    own: torch.Tensor|None = None # (B, R) labels of these rows, if they are the context itself
+) -> torch.Tensor: # (B, R, C, 1 or 5)
+    "What a network is told of each cell: its z-score, and its evidence [B.3; 14c]"
+    z = standardise(x, context.mean, context.std)[..., None]
+    return torch.cat([z, evidence(x, context.values, context.yes, context.base_rate, own)], -1) if config.evidence else z
+
+# %% ../nbs/15_model.ipynb #618f5211
 class RDBPFN(nn.Module):
     "The bi-attention Transformer over cells: labelled rows in, logits of unlabelled rows out [5.2, B.3]"
     def __init__(self, config: ModelConfig = ModelConfig()):
         super().__init__()
         c = self.config = config
-        self.cell, self.target = Linear(1, c.width), Linear(1, c.width)
+        self.cell, self.target = Linear(5 if c.evidence else 1, c.width), Linear(1, c.width)
         self.blocks = nn.ModuleList([Block(c.width, c.n_heads, c.hidden) for _ in range(c.n_layers)])
         self.head = nn.Sequential(Linear(c.width, c.hidden), nn.GELU(), Linear(c.hidden, c.n_outputs))
 
-    def embed(self, x, labels, dtype):
-        "Standardised cells (B, R, C) and labels (B, R) -> tokens (B, R, C+1, E)"
-        return torch.cat([self.cell(x[..., None].to(dtype)), self.target(labels[..., None].to(dtype))[:, :, None]], 2)
+    def take(self, other):
+        "Take the parameters of `other`: of the same shape, or without evidence, whose inputs then stay as they were drawn"
+        with torch.no_grad():
+            for mine, theirs in zip(self.parameters(), other.parameters()): mine[..., :theirs.shape[-1]] = theirs
+
+    def inputs(self, x, y):
+        "x (B, R, C) and y (B, n) -> cells (B, R, C, 1 or 5), labels (B, R, 1) that are the mean label for queries"
+        n, context = y.shape[1], facts(x[:, :y.shape[1]], y)
+        cells = torch.cat([numbers(self.config, x[:, :n], context, y), numbers(self.config, x[:, n:], context)], 1)
+        return cells, torch.cat([y, context.base_rate.expand(-1, x.shape[1]-n)], 1)[..., None]
+
+    def embed(self, cells, labels, dtype):
+        "Cells (B, R, C, 1 or 5) and labels (B, R, 1) -> tokens (B, R, C+1, E)"
+        return torch.cat([self.cell(cells.to(dtype)), self.target(labels.to(dtype))[:, :, None]], 2)
 
     def run(self, t, n, kv=None):
         "All blocks; the keys and values of the context rows are made, or taken from `kv`"
@@ -174,22 +206,18 @@ class RDBPFN(nn.Module):
 
     def forward(self, x, y, dtype=torch.float32):
         "x (B, R, C), NaN for missing; y (B, n) in {0, 1} for the first n rows -> logits (B, R-n, 2)"
-        n, y = y.shape[1], y.to(x.dtype)
-        x = standardise(x, *column_stats(x[:, :n]))
-        labels = torch.cat([y, y.mean(1, keepdim=True).expand(-1, x.shape[1]-n)], 1)
-        return self.head(self.run(self.embed(x, labels, dtype), n)[0][:, :, 0]).float()
+        return self.head(self.run(self.embed(*self.inputs(x, y.to(x.dtype)), dtype), y.shape[1])[0][:, :, 0]).float()
 
     def read(self, x, y, dtype=torch.float32):
         "Context rows x (B, n, C) and labels y (B, n) -> a `Context` that `answer` can use again and again"
-        mean, std = column_stats(x)
         y = y.to(x.dtype)
-        kv = self.run(self.embed(standardise(x, mean, std), y, dtype), x.shape[1])[1]
-        return Context(mean, std, y.mean(1, keepdim=True), kv)
+        context = facts(x, y)
+        context.kv = self.run(self.embed(numbers(self.config, x, context, y), y[..., None], dtype), x.shape[1])[1]
+        return context
 
     def answer(self, x, context):
         "Query rows x (B, R, C) and a `Context` -> logits (B, R, 2); equal to `forward` on both together"
-        labels = context.base_rate.expand(-1, x.shape[1])
-        t = self.embed(standardise(x, context.mean, context.std), labels, context.kv[0][0].dtype)
+        t = self.embed(numbers(self.config, x, context), context.base_rate[..., None].expand(-1, x.shape[1], -1), context.kv[0][0].dtype)
         return self.head(self.run(t, 0, context.kv)[0][:, :, 0]).float()
 
 # %% ../nbs/15_model.ipynb #60d6e4f9
@@ -210,14 +238,14 @@ def rename_released(
             for part, rows in zip('qkv', t.chunk(3)): ours[name.replace('in_proj_', f'{part}.')] = rows
     return ours
 
-# %% ../nbs/15_model.ipynb #595774ea
+# %% ../nbs/15_model.ipynb #73643958
 def infer_config(
     state: dict, # name -> tensor for `RDBPFN`
     n_heads: int = 4 # the only number that the shapes do not tell
 ) -> ModelConfig:
     "Read the shape of a network off its tensors [5.2]"
     return ModelConfig(n_layers=1 + max(int(k.split('.')[1]) for k in state if k.startswith('blocks.')), width=state['cell.weight'].shape[0],
-                       n_heads=n_heads, hidden=state['head.0.weight'].shape[0], n_outputs=state['head.2.weight'].shape[0])
+                       n_heads=n_heads, hidden=state['head.0.weight'].shape[0], n_outputs=state['head.2.weight'].shape[0], evidence=state['cell.weight'].shape[1] > 1)
 
 # %% ../nbs/15_model.ipynb #e03806cc
 def default_weights() -> Path: # the safetensors file in the package

@@ -25,7 +25,7 @@ from .muon import Muon
 from .stream import StreamConfig, TaskConfig, in_order, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
-# %% ../nbs/16_train.ipynb #f6a6d596
+# %% ../nbs/16_train.ipynb #6c1c7ce1
 OPTIMIZERS = ('schedule-free', 'muon')
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainConfig:
     bf16: bool = True # compute in bfloat16, keep weights in float32
     relational: float = 0. # share of micro-batches that come from databases: 0 in stage 1
     seed: int = 0 # of the initial weights and of the streams
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig(evidence=True)
     prior: TabularConfig = TabularConfig() # single tables
     stream: StreamConfig = StreamConfig() # databases and tasks
     def __post_init__(self):
@@ -54,18 +54,18 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
 
-# %% ../nbs/16_train.ipynb #90fe7cde
+# %% ../nbs/16_train.ipynb #f8d408e9
 STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.3, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5)), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
-                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128)),
+                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True)),
     'cpu': TrainConfig(),
     'cpu-relational': STAGE_2,
     'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
     'gpu-relational': replace(STAGE_2, rows=(64, 1400), cols=(2, 60), tokens=65_536, micro=8, lr=1e-3, relational=.6),
-    'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False),
-    'paper-relational': TrainConfig(rows=(600, 600), cols=(30, 30), split=(.1, .9), tokens=600*31, micro=8, ramp=1, lr=1e-3, warmup=0, relational=1., steps=105_600, bf16=False, seed=1)}
+    'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False, model=ModelConfig()),
+    'paper-relational': TrainConfig(rows=(600, 600), cols=(30, 30), split=(.1, .9), tokens=600*31, micro=8, ramp=1, lr=1e-3, warmup=0, relational=1., steps=105_600, bf16=False, seed=1, model=ModelConfig())}
 
 # %% ../nbs/16_train.ipynb #1551fa40
 def difficulty(
@@ -237,7 +237,7 @@ def train_step(
     optimizer.step(); optimizer.zero_grad()
     return total, norm, stop
 
-# %% ../nbs/16_train.ipynb #02906db0
+# %% ../nbs/16_train.ipynb #0b9e23b1
 def start(
     config: TrainConfig, # the run
     out: Path, # its folder
@@ -253,15 +253,14 @@ def start(
         return model, optimizer, config, progress
     if path.exists(): raise InputError(f"'{out}' already holds a run: add --resume to go on with it, or name another --out.")
     progress = dict(step=0, tables=0, seconds=0., core_seconds=0.)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed))
+        model = RDBPFN(config.model).to(device)
     if init:
         _, _, before, earlier = load_checkpoint(Path(init)/'checkpoint.safetensors', device)
-        if before.model != config.model: raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
-        model = load_model(Path(init)/'rdbpfn.safetensors', device).train()
+        if config.model not in (before.model, replace(before.model, evidence=True)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
+        model.take(load_model(Path(init)/'rdbpfn.safetensors', device))
         progress |= {k: v for k, v in earlier.items() if k != 'step'}
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(config.seed))
-            model = RDBPFN(config.model).to(device)
     return model, make_optimizer(model, config), config, progress
 
 # %% ../nbs/16_train.ipynb #e1674959
