@@ -156,6 +156,21 @@ def test_stage_two_begins_with_the_weights_and_the_cost_of_stage_one(tmp_path):
     with pytest.raises(InputError, match='no checkpoint'): start(RELATIONAL, tmp_path/'three', False, torch.device('cpu'), tmp_path/'nowhere')
 
 
+def test_a_run_without_evidence_can_be_the_beginning_of_one_with_it_and_not_the_other_way_round(tmp_path):
+    from rdbpfn.model import load_model
+    plain = replace(SMALL, steps=3)
+    with_it = replace(RELATIONAL, steps=3, model=replace(SMALL.model, evidence=True))
+    pretrain(plain, tmp_path/'one', progress_bar=False)
+    model = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
+    old = load_model(tmp_path/'one'/'rdbpfn.safetensors')
+    assert model.cell.weight.shape[1] == 5 and model.cell.weight[:, 1:].abs().min() > 0
+    assert all(torch.equal(a[..., :b.shape[-1]], b) for a, b in zip(model.parameters(), old.parameters()))
+    again = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
+    assert torch.equal(again.cell.weight, model.cell.weight)
+    pretrain(with_it, tmp_path/'two', init=tmp_path/'one', progress_bar=False)
+    with pytest.raises(InputError, match='trained ModelConfig.*evidence=True'): start(plain, tmp_path/'three', False, torch.device('cpu'), tmp_path/'two')
+
+
 def test_a_stopped_relational_run_is_the_same_to_the_last_bit_also_with_workers(tmp_path):
     six = replace(RELATIONAL, steps=6)
     pretrain(six, tmp_path/'whole', progress_bar=False)
