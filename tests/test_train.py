@@ -213,7 +213,7 @@ def test_tiny_preset_learns_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     records = [json.loads(line) for line in (tmp_path/'tiny'/'metrics.jsonl').read_text().splitlines()]
     assert records[-1]['step'] == PRESETS['tiny'].steps
-    assert records[0]['train_loss'] > .68 and records[-2]['train_loss'] < .672, [r['train_loss'] for r in records]
+    assert records[-2]['train_loss'] < .63 < records[0]['train_loss'] and records[-1]['valid_auc'] > .66, [r['train_loss'] for r in records]
     assert .3 < records[-1]['valid_real_auc_128'] < .9 and records[-1]['valid_real_log_loss_128'] > .3, 'asked of real tasks, too'
     again = subprocess.run([sys.executable, '-m', 'rdbpfn.cli', 'pretrain', '--preset', 'tiny', '--out', str(tmp_path/'tiny')], env=ENV, capture_output=True, text=True)
     assert again.returncode == 2 and 'already holds a run' in again.stderr and 'Traceback' not in again.stderr
