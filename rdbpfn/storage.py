@@ -6,8 +6,9 @@
 __all__ = ['FORMAT', 'FACTS', 'write_parts', 'read_parts', 'pack', 'unpack', 'pack_frame', 'unpack_frame', 'pack_network',
            'unpack_network', 'pack_contexts', 'unpack_contexts']
 
-# %% ../nbs/16c_storage.ipynb #9d781ba8
+# %% ../nbs/16c_storage.ipynb #5d3addb1
 import io, json, zipfile
+from dataclasses import fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors import SafetensorError
@@ -82,7 +83,7 @@ def unpack_frame(
     "A table from bytes [beyond the paper]"
     return _unpacked(parts, name, lambda b: pd.read_parquet(io.BytesIO(b)), (OSError, ValueError))
 
-# %% ../nbs/16c_storage.ipynb #f7e16677
+# %% ../nbs/16c_storage.ipynb #c67f5828
 def pack_network(
     network: RDBPFN # on any device
 ) -> tuple: # its shape (dict), its weights (bytes)
@@ -100,7 +101,7 @@ def unpack_network(
     except RuntimeError as e: raise InputError(f"The weights in the file do not fit {network.config}: {str(e).splitlines()[-1].strip()}") from None
     return network.eval().to(device)
 
-FACTS = ('mean', 'std', 'base_rate', 'values', 'yes') # what a `Context` holds beside keys and values
+FACTS = tuple(f.name for f in fields(Context) if f.name != 'kv') # what a `Context` holds beside keys and values
 
 def pack_contexts(
     contexts: dict # number of the first table -> `Context`
