@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .core import InputError, atomic_path, check_range, from_dict, pick_device, to_dict
 from .evidence import evidence, ranked
 from .kernel import FusedAttention, available
+from .linear import FusedLinear, available as fits_tiles
 
 # %% ../nbs/15_model.ipynb #ef11fd7d
 def column_stats(
@@ -70,7 +71,9 @@ def naive_forward(
 # %% ../nbs/15_model.ipynb #5d2af841
 class Linear(nn.Linear):
     "A linear layer that computes in the type of its input and keeps its parameters in 32 bits"
-    def forward(self, x): return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    def forward(self, x):
+        if fits_tiles(x, self.weight): return FusedLinear.apply(x, self.weight, self.bias)
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 class LayerNorm(nn.LayerNorm):
     "A layer norm that computes in the type of its input (statistics in 32 bits inside)"

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['PASSES', 'Candidate', 'column_candidates', 'future_candidates', 'static_candidates', 'binarise', 'tree_auc', 'auc_of',
-           'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'sample_tasks']
+           'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'each_task',
+           'sample_tasks']
 
 # %% ../nbs/14_tasks.ipynb #bed32670
 from dataclasses import dataclass
+from itertools import islice
+from typing import Iterator
 import numpy as np
 from .core import InputError
 from .database import Database
@@ -213,21 +216,19 @@ def ask(
     n_cols: int, # C: at most
     n_context: int|None, # rows of the context; None: 70 percent
     config: TaskConfig, # shares
-    most: int # tasks wanted
-) -> list: # of `TaskTable`, at most `most`
-    "Ask questions of a view until there are enough tasks; of a view with too few rows, none [C.2.3]"
-    n, tasks = len(view.rows), []
+    run=plainly # (stage, function, *arguments) -> result; a bench puts its clock here
+) -> Iterator[TaskTable]: # made when they are asked for
+    "Ask one question of a view after the other; of a view with too few rows, none [C.2.3]"
+    n = len(view.rows)
     context = n_context if n_context and n_context < .95*n else round(.7*n)
     for target in candidates if n >= min(60, n_rows) else ():
-        if len(tasks) == most: break
-        task = make_task(rng, view, target, n_cols, context, config)
-        if task is not None: tasks.append(task)
-    return tasks
+        task = run('targets', make_task, rng, view, target, n_cols, context, config)
+        if task is not None: yield task
 
 # %% ../nbs/14_tasks.ipynb #32aea4f0
 PASSES = 6
 
-def sample_tasks(
+def each_task(
     seed: int, # randomness, any integer >= 0
     db: Database, # any; synthetic databases are what it is made for
     n_rows: int = 600, # R: at most so many rows a task
@@ -235,15 +236,20 @@ def sample_tasks(
     n_context: int|None = None, # rows of the context; None: 70 percent
     config: TaskConfig = TaskConfig(), # how
     run=plainly # (stage, function, *arguments) -> result; a bench puts its clock here
-) -> list: # up to `config.n_targets` of `TaskTable`, all different
-    "Tasks on one database: views on its tables in random order, until there are enough [C.2.3]"
+) -> Iterator[TaskTable]: # up to `config.n_targets`, all different, each made when it is asked for
+    "Tasks on one database, one after the other: views on its tables in random order [C.2.3]"
     if n_rows < 20 or n_cols < 1: raise InputError(f'A task needs at least 20 rows and 1 column, got n_rows={n_rows} and n_cols={n_cols}.')
-    rng, tasks = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(seed), 0
     for k in range(PASSES):
-        before = len(tasks)
+        before = found
         for entity in entities(rng, db):
-            if len(tasks) == config.n_targets: return tasks
             view, candidates = run('features', make_view, rng, db, entity, n_rows, n_context or round(.7*n_rows), config, k % 2 == 0)
-            tasks += run('targets', ask, rng, view, candidates, n_rows, n_cols, n_context, config, config.n_targets - len(tasks))
-        if len(tasks) == before and k > 2: break
-    return tasks
+            for task in islice(ask(rng, view, candidates, n_rows, n_cols, n_context, config, run), config.n_targets - found):
+                found += 1
+                yield task
+            if found == config.n_targets: return
+        if found == before and k > 2: return
+
+def sample_tasks(*args, **kwargs) -> list: # of `TaskTable`
+    "All of `each_task` at once [C.2.3]"
+    return list(each_task(*args, **kwargs))

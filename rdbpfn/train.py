@@ -22,7 +22,7 @@ from .core import InputError, atomic_path, check_range, from_dict, generator, pi
 from .schema import no_such
 from .model import ModelConfig, RDBPFN, load_model, save_model
 from .muon import Muon
-from .stream import StreamConfig, TaskConfig, in_order, sample_batch as relational_batch
+from .stream import StreamConfig, TaskConfig, ahead, in_order, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
 # %% ../nbs/16_train.ipynb #6c1c7ce1
@@ -322,7 +322,7 @@ def pretrain(
     validate_every: float = 1200., # seconds between validations
     progress_bar: bool = True, # show rate, loss and remaining time
     init: Path|None = None, # folder of an earlier stage, see `start`
-    workers: int = 0, # processes that sample ahead; 0: sample between the steps
+    workers: int = 0, # processes that sample ahead; 0: sample between the steps, or, of several processes, while one waits for the others
     more: Callable|None = None # (averaged network) -> {name: number}, to be recorded at each validation: real tasks, see `Validation` (21)
 ) -> dict: # the last record of metrics.jsonl
     "Pre-train until the steps or the minutes are used up; can be interrupted and resumed at any time [5.3]"
@@ -331,7 +331,8 @@ def pretrain(
     keep, stop = Recorder(out, progress, save_every, validate_every, more), progress['step'] >= config.steps
     if config.micro % keep.world: raise InputError(f'{config.micro} micro-batches a step cannot be shared by {keep.world} processes: use a number of processes that divides them.')
     mine = range(progress['step']*config.micro + keep.rank, config.steps*config.micro, keep.world)
-    batches = in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},')
+    sampled = ahead if keep.world > 1 and not workers else iter             # while a process waits for the others, it samples
+    batches = sampled(in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},'))
     bar = tqdm(total=config.steps, initial=progress['step'], unit='step', disable=not progress_bar or keep.rank > 0)
     with stop_on_signal() as asked:
         while not stop:

@@ -1,9 +1,9 @@
 """Make a run's weights the default ones, with the model card and the records that belong to them.
 
-    python scripts/ship_weights.py [--runs FOLDER[,FOLDER...]]
+    python scripts/ship_weights.py [--runs FOLDER[,FOLDER...]] [--after N]
 
-Copies weights and configuration of the last run, and the logs, configurations and costs of all runs that led to it, in their order (without any the default weights stay as they are),
-and writes the model card from them and from the records nbs/results/stages.jsonl (judge_weights.py), dev.jsonl and relf1.jsonl (rdbpfn evaluate).
+Copies weights and configuration of the last run, and adds the logs, configurations and costs of these runs, in their order, to those of the runs on record (without any the default weights
+stay as they are). The first of them began with the weights of run N on record, all that came after N are dropped; 0: it began from nothing. Then writes the model card from them and from the records nbs/results/stages.jsonl (judge_weights.py), dev.jsonl and relf1.jsonl (rdbpfn evaluate).
 """
 import argparse, json, shutil
 from pathlib import Path
@@ -17,6 +17,7 @@ from rdbpfn.train import load_checkpoint
 root = Path(__file__).parents[1]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--runs', help='folders that rdbpfn pretrain wrote, each begun from the one before it; separated by commas')
+parser.add_argument('--after', type=int, help='number of the run on record that the first of them began with; without it, the last')
 args = parser.parse_args()
 
 weights, results = root/'rdbpfn'/'weights', root/'nbs'/'results'
@@ -24,15 +25,17 @@ if args.runs:
     runs = [Path(r) for r in args.runs.split(',')]
     for name in ('rdbpfn.safetensors', 'rdbpfn.json'):
         with atomic_path(weights/name) as tmp: shutil.copyfile(runs[-1]/name, tmp)
+    before = json.loads((results/'pretrain_config.json').read_text())[:args.after]
+    log = [r for r in map(json.loads, open(results/'pretrain.jsonl')) if r['stage'] <= len(before)]
+    log += [dict(stage=len(before) + i + 1) | json.loads(line) for i, r in enumerate(runs) for line in open(r/'metrics.jsonl')]
     checkpoints = [load_checkpoint(r/'checkpoint.safetensors', 'cpu') for r in runs]
-    with atomic_path(results/'pretrain.jsonl') as tmp:
-        tmp.write_text(''.join(json.dumps(dict(stage=i + 1) | json.loads(line)) + '\n' for i, r in enumerate(runs) for line in open(r/'metrics.jsonl')), encoding='utf-8')
+    with atomic_path(results/'pretrain.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in log), encoding='utf-8')
     with atomic_path(results/'pretrain_config.json') as tmp:
-        tmp.write_text(json.dumps([dict(config=to_dict(config), progress=progress) for _, _, config, progress in checkpoints], indent=1) + '\n', encoding='utf-8')
+        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress) for _, _, config, progress in checkpoints], indent=1) + '\n', encoding='utf-8')
 
 def stage(i, c, r):
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
-    return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']),
+    return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'cells': 'with evidence' if c['model'].get('evidence') else 'z-scores',
             'databases': f"{c['relational']:.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
@@ -49,10 +52,10 @@ library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v2
+# rdbpfn weights v3
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
-({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
+({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads; cells come with their weight of evidence, notebook 14c), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
 
 - **Data.** No real row: {end['tables']:,} synthetic tables, each used once, from the prior of notebook 10 (single tables) and, where the table below says so,
   from linearised synthetic databases (notebooks 04 to 14). Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
@@ -67,7 +70,7 @@ A prior-data fitted network for binary classification of tables and of linearise
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-Runs {', '.join(unjudged[:-1])} and {unjudged[-1]} ended at a high learning rate and were not judged by themselves. The released weights were trained on the paper's own prior, ours on this one.
+Runs {', '.join(unjudged[:-1])} and {unjudged[-1]} were not judged: their weights are not kept, or ended at a high learning rate. The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results

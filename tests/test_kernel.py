@@ -1,11 +1,12 @@
-"""The C++ attention against 64-bit arithmetic over shapes, strides and threads; and what happens when it cannot be compiled, or half was."""
-import os, subprocess, sys
+"""The C++ attention against 64-bit arithmetic over shapes, strides, threads and ways to multiply; and what happens when it cannot be compiled, or half was."""
+import os, platform, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from torch.nn import functional as F
 from rdbpfn import kernel
+from rdbpfn.compiled import build, compiler
 from rdbpfn.core import InputError, generator
-from rdbpfn.kernel import FusedAttention, available, build, compiler
+from rdbpfn.kernel import FusedAttention, available
 from rdbpfn.model import RDBPFN
 
 needs_compiler = pytest.mark.skipif(not compiler(), reason='this machine has no C++ compiler')
@@ -35,13 +36,76 @@ def errors(f, tensors):
     return [float((a.double() - b).norm()/max(b.norm(), .1*want[0].norm())) for a, b in zip(answer(f, *tensors), want)]
 
 
-@needs_compiler
-@pytest.mark.parametrize('shape', SHAPES)
-def test_right_in_32_bits_and_no_worse_than_pytorch_in_16(shape):
+def check(shape):
+    "Right in 32 bits, and no worse than PyTorch in 16"
     assert available(torch.zeros(1, 1, 1, shape[-1]))
     assert max(errors(FusedAttention.apply, draw(*shape))) < 2e-6
     ours, theirs = (errors(f, draw(*shape, dtype=torch.bfloat16)) for f in (FusedAttention.apply, plain))
     assert ours[0] < 2.4e-3 and max(ours) < 3.6e-3 and all(a <= b + 1e-4 for a, b in zip(ours, theirs))
+
+
+@needs_compiler
+@pytest.mark.parametrize('shape', SHAPES)
+def test_right_in_32_bits_and_no_worse_than_pytorch_in_16(shape): check(shape)
+
+
+# the three ways to multiply
+
+def instructions():
+    "What the processor can do, as Linux names it"
+    file = Path('/proc/cpuinfo')
+    return set(next((line for line in file.read_text().splitlines() if line.startswith('flags')), '').split()) if file.exists() else set()
+
+
+def macros(*options):
+    "What the compiler says that it may use"
+    return subprocess.run([*compiler(), *kernel.OPTIONS, *options, '-x', 'c++', '-dM', '-E', os.devnull], capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def compiled_for(monkeypatch, tmp_path):
+    "Kernels of this test are compiled with one more option, into a cache of its own"
+    def choose(option):
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+        monkeypatch.setattr(kernel, 'OPTIONS', (*kernel.OPTIONS, option))
+        kernel.library.cache_clear()
+    yield choose
+    kernel.library.cache_clear()
+
+
+OLDER = [('-march=x86-64', set(), 0), ('-march=x86-64-v3', {'avx2', 'bmi2', 'fma', 'f16c', 'movbe', 'abm'}, 0),
+         ('-march=skylake-avx512', {'avx512f', 'avx512cd', 'avx512bw', 'avx512dq', 'avx512vl', 'clwb', 'pku', 'adx', 'rdseed', 'xsavec'}, 0),
+         ('-march=cooperlake', {'avx512_bf16', 'avx512_vnni', 'avx512vl', 'clwb', 'pku', 'adx', 'rdseed', 'xsavec'}, 1)]
+
+@needs_compiler
+@pytest.mark.parametrize('option, needs, way', OLDER, ids=[o[0] for o in OLDER])
+def test_processors_without_tiles_pairs_or_vectors(compiled_for, option, needs, way):
+    if platform.machine() != 'x86_64' or needs - instructions(): pytest.skip('this processor cannot run it')
+    if '__x86_64__' not in macros(option): pytest.skip('this compiler does not know that processor')
+    compiled_for(option)
+    assert kernel.library(24).way(1, 400) == way
+    for shape in (s for s in SHAPES if s[-1] == 24): check(shape)
+
+
+def tiles_granted():
+    "Does Linux give a process its tiles? Asked in another one, so that this one's state is what the kernel made it"
+    ask = 'import ctypes; print(ctypes.CDLL(None).syscall(158, 0x1023, 18))'                            # arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA
+    return subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip() == '0'
+
+
+@needs_compiler
+def test_tiles_are_used_exactly_where_they_can_be():
+    can = 'amx_bf16' in instructions() and 'AVX512BF16' in macros() and ('__AMX_BF16__' in macros() or '__AMXBF16__' in macros()) and tiles_granted()
+    way = kernel.library(24).way
+    assert way(1, 400) == way(1, 9) == 2 if can else way(1, 400) == way(1, 8) < 2
+    assert way(0, 400) == 0 and way(1, 8) == ('AVX512BF16' in macros())
+
+
+@needs_compiler
+def test_no_queries_no_gradients():
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, go = draw(2, 3, 0, 70, 24, dtype)
+        for t, like in zip(answer(FusedAttention.apply, q, k, v, go), (q, q, k, v)): assert t.shape == like.shape and not t.any()
 
 
 @needs_compiler
@@ -67,6 +131,9 @@ def test_extreme_logits_and_nan(dtype):
     assert all(t.isfinite().all() for t in low) and low[0].abs().max() <= v.abs().max()
     edge = answer(FusedAttention.apply, torch.ones_like(q), torch.full_like(k, -19.02), v, go)        # e^-lse overflows, and so would the weight of a key of zeros
     assert all(t.isfinite().all() for t in edge)
+    for i in range(64, 68):                                                                           # whichever of four neighbours has the largest logit
+        one = torch.zeros_like(k); one[:, :, i] = 5
+        assert torch.equal(FusedAttention.apply(q.abs(), one, v), v[:, :, i:i + 1].expand_as(q))
     for i in range(4):
         bad = [t.clone() for t in (q, k, v, go)]
         bad[i][0, 1, 3, 5] = torch.nan
@@ -75,10 +142,12 @@ def test_extreme_logits_and_nan(dtype):
 
 
 @needs_compiler
-def test_same_bytes_on_any_number_of_threads():
+@pytest.mark.parametrize('keys, way', [(90, 'the best'), (90, 2), (8, 1)])
+def test_same_bytes_on_any_number_of_threads(keys, way):
+    if way != 'the best' and kernel.library(24).way(1, keys) != way: pytest.skip('this processor goes another way')
     threads, seen = torch.get_num_threads(), []
     try:
-        for n in (1, 1, 2, 3, 40): torch.set_num_threads(n); seen.append(answer(FusedAttention.apply, *draw(2, 5, 50, 90, 24, torch.bfloat16)))
+        for n in (1, 1, 2, 3, 40): torch.set_num_threads(n); seen.append(answer(FusedAttention.apply, *draw(2, 5, 50, keys, 24, torch.bfloat16)))
     finally: torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other))
 
@@ -147,19 +216,20 @@ def test_without_a_compiler_pytorch_does_it(tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    "A library and its digest, compiled into a cache of their own"
+    "A function that builds a library and its digest, into a cache of their own"
     with pytest.MonkeyPatch.context() as m:
         m.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-        m.setattr(kernel, 'OPTIONS', [o for o in kernel.OPTIONS if o != '-O3'])                       # compiles in a second
-        yield build(16)
+        options = [o for o in kernel.OPTIONS if o != '-O3']                                            # compiles in a second
+        yield lambda: build('attention', kernel.SOURCE, *options, '-DWIDTH=16')
 
 
 @needs_compiler
 @pytest.mark.parametrize('damage', [lambda p: p.write_bytes(b'not a library'), lambda p: p.write_bytes(p.read_bytes()[:20_000]), Path.unlink,
                                     lambda p: p.with_suffix('.sha256').unlink()])
 def test_a_damaged_cache_is_mended(whole, damage):
-    before = whole.stat().st_mtime_ns
-    assert build(16) == whole and whole.stat().st_mtime_ns == before                                 # whole: used as it is
-    damage(whole)
-    assert build(16) == whole and whole.stat().st_size > 20_000 and whole.stat().st_mtime_ns > before
-    subprocess.run([sys.executable, '-c', f'import ctypes; ctypes.CDLL({str(whole)!r}).attention'], check=True)   # not here: the next damage would hit loaded code
+    path = whole()
+    before = path.stat().st_mtime_ns
+    assert whole() == path and path.stat().st_mtime_ns == before                                     # whole: used as it is
+    damage(path)
+    assert whole() == path and path.stat().st_size > 20_000 and path.stat().st_mtime_ns > before
+    subprocess.run([sys.executable, '-c', f'import ctypes; ctypes.CDLL({str(path)!r}).attention'], check=True)   # not here: the next damage would hit loaded code
