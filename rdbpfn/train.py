@@ -22,7 +22,7 @@ from .core import InputError, atomic_path, check_range, from_dict, generator, pi
 from .schema import no_such
 from .model import ModelConfig, RDBPFN, load_model, save_model
 from .muon import Muon
-from .stream import StreamConfig, TaskConfig, ahead, in_order, sample_batch as relational_batch
+from .stream import StreamConfig, TaskConfig, ahead, drift, in_order, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
 # %% ../nbs/16_train.ipynb #6c1c7ce1
@@ -45,6 +45,7 @@ class TrainConfig:
     decay: int = 0 # the last so many of them, over which the learning rate falls to 0
     bf16: bool = True # compute in bfloat16, keep weights in float32
     relational: float = 0. # share of micro-batches that come from databases: 0 in stage 1
+    drift: float = 0. # share of tables whose queries lie elsewhere than the context
     seed: int = 0 # of the initial weights and of the streams
     model: ModelConfig = ModelConfig(evidence=True)
     prior: TabularConfig = TabularConfig() # single tables
@@ -52,10 +53,10 @@ class TrainConfig:
     def __post_init__(self):
         for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, decay=0, seed=0).items(): check_range(self, f, low)
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
-        check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1)
+        check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1); check_range(self, 'drift', 0, 1)
 
 # %% ../nbs/16_train.ipynb #f8d408e9
-STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.3, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5)), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3)))
+STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.4, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5)), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True)),
@@ -100,7 +101,7 @@ def micro_batch(
     if float(torch.rand((), generator=generator(config.seed, 1, index))) < config.relational:
         x, y = relational_batch(config.seed, index, B, R, C, n, config.stream)
     else: x, y = (t.numpy() for t in tabular_batch(config.seed, index, B, R, C, config.prior.eased(difficulty(config, step))))
-    return x, y, n
+    return *drift(x, y, n, config.drift, config.seed, index), n
 
 # %% ../nbs/16_train.ipynb #b8847af2
 def micro_loss(
@@ -331,8 +332,8 @@ def pretrain(
     keep, stop = Recorder(out, progress, save_every, validate_every, more), progress['step'] >= config.steps
     if config.micro % keep.world: raise InputError(f'{config.micro} micro-batches a step cannot be shared by {keep.world} processes: use a number of processes that divides them.')
     mine = range(progress['step']*config.micro + keep.rank, config.steps*config.micro, keep.world)
-    sampled = ahead if keep.world > 1 and not workers else iter             # while a process waits for the others, it samples
-    batches = sampled(in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},'))
+    batches = in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},')
+    if keep.world > 1 and not workers: batches = ahead(batches)             # while a process waits for the others, it samples
     bar = tqdm(total=config.steps, initial=progress['step'], unit='step', disable=not progress_bar or keep.rank > 0)
     with stop_on_signal() as asked:
         while not stop:
@@ -340,11 +341,10 @@ def pretrain(
             some = [next(batches) for _ in range(config.micro//keep.world)]
             keep.sampling += time.time() - now
             loss, norm, stop = train_step(model, optimizer, config, step, some, bool(asked) or now - keep.begin > 60*minutes)
-            B, R, C = some[0][0].shape
             progress |= dict(step=step + 1, tables=progress['tables'] + keep.world*sum(len(y) for _, y, _ in some)) | keep.elapsed()
             stop = stop or step + 1 >= config.steps
             keep.after_step(model, optimizer, config, progress, loss, norm, stop)
-            bar.set_postfix(loss=f'{loss:.3f}', tables=progress['tables'], shape=f'{B}x{R}x{C}', refresh=False)
+            bar.set_postfix(loss=f'{loss:.3f}', tables=progress['tables'], shape='x'.join(map(str, some[0][0].shape)), refresh=False)
             bar.update()
     bar.close(); batches.close()
     return keep.record

@@ -70,7 +70,7 @@ def test_answers_do_not_depend_on_chunks_cache_or_company(net, n_classes, monkey
     for k in (1, 7, 50): assert (np.vstack([m.predict_proba(x[i:i+k]) for i in range(40, 110, k)]) == base).all(), k
     monkeypatch.setattr(E, 'PASS_BYTES', 1); monkeypatch.setattr(E, 'CACHE_BYTES', 1)
     small = RDBPFNClassifier(net).fit(x[:40], y[:40])
-    assert (small.ensemble_.step, small.ensemble_.chunk, small.ensemble_.cache) == (1, 8, {})
+    assert (small.ensemble_.step, small.ensemble_.chunk, small.ensemble_.cache) == (1, 16, {})
     np.testing.assert_allclose(small.predict_proba(x[40:]), base, atol=1e-6)
     assert not small.ensemble_.cache
 
