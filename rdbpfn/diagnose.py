@@ -22,7 +22,7 @@ from .dfs import values_of
 from .examples import Task, task_names
 from .prior import sample_database
 from .stream import StreamConfig, database_seed, tasks_of
-from .tasks import Candidate, auc_of, make_task, sample_tasks, tree_auc
+from .tasks import Candidate, auc_of, make_task, each_task, tree_auc
 from .views import TaskConfig, View, add_features
 
 # %% ../nbs/22_diagnose.ipynb #a33e5c66
@@ -177,7 +177,7 @@ def drawn_tables(
     config: TaskConfig = TaskConfig() # how tasks are drawn
 ) -> pd.DataFrame: # source, question, path contrast and `table_statistics` of each table
     "Linearise a database as the stream does [C.2.3]"
-    return _frame([t for s in seeds for t in sample_tasks(s, db, ROWS, COLUMNS, None, config)], source, 'drawn')
+    return _frame([t for s in seeds for t in each_task(s, db, ROWS, COLUMNS, None, config)], source, 'drawn')
 
 # %% ../nbs/22_diagnose.ipynb #4f2778e8
 def asked_tables(

@@ -152,7 +152,7 @@ class Ensemble:
         budget = PASS_BYTES*(1 if self.device.type == 'cpu' else 16)//cost['passing']                # rows at a time, over all tables
         self.step = max(1, min(len(self.tables), budget//n))                                        # tables at a time
         if cache: self.step = sorted([*cache, len(self.tables)])[1]                                 # as they were read
-        self.chunk = max(16, budget//self.step//16*16)                                                 # queries at a time
+        self.chunk = max(16, budget//self.step//16*16)                                               # queries at a time
         self.keep = bool(cache) or len(self.tables)*cost['kept'] <= CACHE_BYTES
         self.bytes = dict(kept=len(self.tables)*cost['kept']*self.keep, passing=self.step*max(n, self.chunk)*cost['passing'])
         for i in range(0, len(self.tables), self.step) if self.keep else []: self.read(i)

@@ -7,8 +7,10 @@ __all__ = ['SMALL', 'TRIES', 'StreamConfig', 'database_seed', 'tasks_of', 'sampl
            'write_shards', 'read_shards', 'bench_prior', 'bench_rows']
 
 # %% ../nbs/15c_stream.ipynb #0b2a2122
-import json, queue, threading, time
+import json, time
 import multiprocessing as mp
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -138,31 +140,16 @@ def in_order(
 # %% ../nbs/15c_stream.ipynb #5be2d0c4
 def ahead(
     items: Iterator, # what to take
-    most: int = 3 # that wait to be asked for
+    most: int = 3 # that are asked for before the reader wants them
 ) -> Iterator: # the same, in the same order
     "Take items in a thread of its own while the reader is busy or waits [C.2.3]"
-    waiting, closed = queue.Queue(most), threading.Event()
-    def take():
-        error = None
-        try:
-            for item in items:
-                waiting.put((None, item))
-                if closed.is_set(): return
-        except Exception as e: error = e
-        waiting.put((error or StopIteration(), None))
-    thread = threading.Thread(target=take, daemon=True)
-    thread.start()
+    end, pool = object(), ThreadPoolExecutor(1)
     try:
-        while True:
-            error, item = waiting.get()
-            if isinstance(error, StopIteration): return
-            if error: raise error
+        waiting = deque(pool.submit(next, items, end) for _ in range(most))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
             yield item
-    finally:
-        closed.set()
-        while thread.is_alive():
-            try: waiting.get(timeout=.05)
-            except queue.Empty: pass
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/15c_stream.ipynb #e4b41159
 def write_shards(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASSES', 'Candidate', 'column_candidates', 'future_candidates', 'static_candidates', 'binarise', 'tree_auc', 'auc_of',
-           'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'each_task',
-           'sample_tasks']
+           'correlations', 'teaches', 'keep_columns', 'TaskTable', 'make_task', 'make_view', 'ask', 'each_task']
 
 # %% ../nbs/14_tasks.ipynb #bed32670
 from dataclasses import dataclass
@@ -249,7 +248,3 @@ def each_task(
                 yield task
             if found == config.n_targets: return
         if found == before and k > 2: return
-
-def sample_tasks(*args, **kwargs) -> list: # of `TaskTable`
-    "All of `each_task` at once [C.2.3]"
-    return list(each_task(*args, **kwargs))

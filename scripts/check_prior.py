@@ -10,7 +10,7 @@ from tqdm import tqdm
 from rdbpfn.core import atomic_path
 from rdbpfn.prior import broken_promises, sample_database
 from rdbpfn.stream import in_order
-from rdbpfn.tasks import sample_tasks
+from rdbpfn.tasks import each_task
 from rdbpfn.views import TaskConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,7 +29,7 @@ def digest(db):
 def check(seed):
     "One process: everything"
     db = sample_database(seed)
-    return digest(db), broken_promises(db), len(sample_tasks(seed, db, 600, 30, config=BALANCED)), sum(map(len, db.table_dict.values()))
+    return digest(db), broken_promises(db), len(list(each_task(seed, db, 600, 30, config=BALANCED))), sum(map(len, db.table_dict.values()))
 
 def bytes_only(seed): return digest(sample_database(seed))
 

@@ -9,7 +9,7 @@ import argparse, json, shutil
 from pathlib import Path
 import pandas as pd
 from rdbpfn.core import atomic_path, to_dict
-from rdbpfn.records import as_table, means_table, model_index, read_records, select
+from rdbpfn.records import as_table, means_table, model_index, read_records, select, weights_id
 from rdbpfn.figures import to_markdown
 from rdbpfn.model import load_model
 from rdbpfn.train import load_checkpoint
@@ -31,12 +31,12 @@ if args.runs:
     checkpoints = [load_checkpoint(r/'checkpoint.safetensors', 'cpu') for r in runs]
     with atomic_path(results/'pretrain.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in log), encoding='utf-8')
     with atomic_path(results/'pretrain_config.json') as tmp:
-        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress) for _, _, config, progress in checkpoints], indent=1) + '\n', encoding='utf-8')
+        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress, digest=weights_id(str(r/'rdbpfn.safetensors'))) for r, (_, _, config, progress) in zip(runs, checkpoints)], indent=1) + '\n', encoding='utf-8')
 
 def stage(i, c, r):
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
     return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'cells': 'with evidence' if c['model'].get('evidence') else 'z-scores',
-            'databases': f"{c['relational']:.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
+            'databases': f"{c['relational']:.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
 stages, end = pd.DataFrame([stage(i, r['config'], r['progress']) for i, r in enumerate(runs)]), runs[-1]['progress']

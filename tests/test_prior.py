@@ -8,7 +8,7 @@ from rdbpfn.database import Database
 from rdbpfn.prior import LARGE, SMALL, PriorConfig, broken_promises, sample_blueprint, sample_database, write_databases
 from rdbpfn.stream import bench_prior, bench_rows, database_seed, in_order, sample_batch, tasks_of
 from rdbpfn.structure import StructureConfig
-from rdbpfn.tasks import sample_tasks
+from rdbpfn.tasks import each_task
 from rdbpfn.topology import TopologyConfig
 from rdbpfn.views import TaskConfig
 
@@ -45,7 +45,7 @@ def test_same_bytes_on_any_number_of_workers():
 
 
 def test_every_database_has_six_balanced_targets():
-    for seed in range(60): assert len(sample_tasks(seed, sample_database(seed), config=TaskConfig(noise_share=1.))) == 6, seed
+    for seed in range(60): assert len(list(each_task(seed, sample_database(seed), config=TaskConfig(noise_share=1.)))) == 6, seed
 
 
 def test_presets_differ_in_columns():

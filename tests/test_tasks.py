@@ -6,7 +6,7 @@ from rdbpfn.dfs import hops_from, plan_features, values_of
 from rdbpfn.dfs_tensor import Engine
 from rdbpfn.examples import flights
 from rdbpfn.prior import sample_database
-from rdbpfn.tasks import column_candidates, future_candidates, make_view, sample_tasks, static_candidates, teaches
+from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, static_candidates, teaches
 from rdbpfn.views import SMALL, TaskConfig, View, add_features, children_with_time, choose_rows, standard_ranks
 
 
@@ -80,7 +80,7 @@ def test_future_labels_come_from_the_window_alone():
 
 def test_every_task_is_valid():
     for seed in range(80):
-        for task in sample_tasks(seed, sample_database(seed), 200, 12, 120):
+        for task in each_task(seed, sample_database(seed), 200, 12, 120):
             x, y, n = task.x, task.y, 120 if len(task.y) > 126 else round(.7*len(task.y))
             assert x.dtype == y.dtype == np.float32 and x.shape == (len(y), len(task.names)) and x.shape[1] <= 12 and len(y) <= 200
             assert .05 <= y.mean() <= .95 and 0 < y[:n].mean() < 1 and 0 < y[n:].mean() < 1
@@ -111,6 +111,6 @@ def test_noise_rarely_passes_and_signal_always():
 
 
 def test_bad_input_is_told():
-    with pytest.raises(InputError, match='at least 20 rows and 1 column, got n_rows=10'): sample_tasks(0, flights(), 10)
+    with pytest.raises(InputError, match='at least 20 rows and 1 column, got n_rows=10'): next(each_task(0, flights(), 10))
     for field, value in (('noise_share', 1.5), ('generated', 0), ('depth', (0, 9)), ('n_targets', 0)):
         with pytest.raises(InputError, match=f'TaskConfig.{field} must lie in'): TaskConfig(**{field: value})
