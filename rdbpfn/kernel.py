@@ -217,15 +217,11 @@ extern "C" int way(int half, long long keys) {          // 0: Floats, 1: Pairs, 
 }
 extern "C" void attention(const Call *c, int half, int back, int threads) {
     std::atomic<long> next{0};
-    auto f = [&] {
+    team(threads, [&] {
         if (!half) any<float, Floats>(*c, back, next);
         else if (way(half, c->T) < 2) any<bf16, Few>(*c, back, next);
         else { begin_tiles(); any<bf16, Many>(*c, back, next); end_tiles(); }
-    };
-    std::vector<std::thread> team;
-    for (int i = 1; i < threads; i++) team.emplace_back(f);
-    f();
-    for (auto &t : team) t.join();
+    });
 }
 '''
 

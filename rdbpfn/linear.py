@@ -92,15 +92,11 @@ THREADS = r'''
 constexpr long PIECE = 2048;
 template<class F> static void pieces(long N, int threads, F f) {        // f(piece, from, to), by whoever is free
     std::atomic<long> next{0};
-    auto work = [&] {
+    team(std::min<long>(threads, (N + PIECE - 1)/PIECE), [&] {
         begin_tiles();
         for (long i; (i = next++)*PIECE < N;) f(i, i*PIECE, std::min((i + 1)*PIECE, N));
         end_tiles();
-    };
-    std::vector<std::thread> team;
-    for (long i = 1; i < threads && i*PIECE < N; i++) team.emplace_back(work);
-    work();
-    for (auto &t : team) t.join();
+    });
 }
 extern "C" void forward(const bf16 *x, const word *B, const float *bias, bf16 *y, long N, long K, long M, int threads) {
     pieces(N, threads, [&](long, long from, long to) { rows(x, B, bias, y, K, M, from, to); });
