@@ -130,7 +130,8 @@ def memory_of(
     c, size = config, dtype.itemsize
     vector = (n_columns + 1)*c.width*size
     weights = (n_columns + 1)*c.n_heads*n_rows*size*2 if dtype == torch.bfloat16 and device == 'cpu' else 0
-    return dict(kept=2*n_rows*(vector*(c.n_layers - 1) + c.width*size), passing=10*vector + weights)
+    likenesses = 24*n_rows if config.ridge else 0                            # six numbers for each labelled row (14e)
+    return dict(kept=2*n_rows*(vector*(c.n_layers - 1) + c.width*size), passing=10*vector + weights + likenesses)
 
 # %% ../nbs/16b_ensemble.ipynb #93f7ec91
 class Ensemble:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'column_stats', 'standardise', 'naive_attention', 'naive_forward', 'Linear', 'LayerNorm', 'attend',
-           'Attention', 'Block', 'ModelConfig', 'Context', 'facts', 'numbers', 'RDBPFN', 'rename_released',
+           'Attention', 'Block', 'ModelConfig', 'Context', 'cells_of', 'facts', 'asked', 'RDBPFN', 'rename_released',
            'infer_config', 'default_weights', 'save_model', 'read_tensors', 'load_model']
 
 # %% ../nbs/15_model.ipynb #2882657b
@@ -18,6 +18,7 @@ from .core import InputError, atomic_path, check_range, from_dict, pick_device, 
 from .evidence import evidence, ranked
 from .kernel import FusedAttention, available
 from .linear import FusedLinear, available as fits_tiles
+from .ridge import ask_ridges, fit_ridges, places, relevance
 
 # %% ../nbs/15_model.ipynb #ef11fd7d
 def column_stats(
@@ -141,30 +142,28 @@ class ModelConfig:
     hidden: int = 192
     n_outputs: int = 2
     evidence: bool = False # whether cells come with their weight of evidence (14c); the paper's do not
+    ridge: bool = False # whether rows come with what regressions on the others say (14e); the paper's do not
     def __post_init__(self):
+        if self.ridge and not self.evidence: raise InputError('ModelConfig.ridge weighs columns by their evidence: set evidence=True, too.')
         for f, low in dict(n_layers=1, width=1, n_heads=1, hidden=1, n_outputs=2).items(): check_range(self, f, low)
         if self.width % self.n_heads: raise InputError(f'ModelConfig.width ({self.width}) must be a multiple of n_heads ({self.n_heads}).')
 
 # %% ../nbs/15_model.ipynb #aa18849d
 @dataclass
 class Context:
-    "What the network keeps of a context: column statistics, mean label, sorted columns, keys and values of each layer"
+    "What the network keeps of a context: column statistics, mean label, sorted columns, regressions, keys and values of each layer"
     mean: torch.Tensor # (B, 1, C)
     std: torch.Tensor # (B, 1, C)
     base_rate: torch.Tensor # (B, 1)
     values: torch.Tensor # (B, C, n) what `ranked` (14c) sorted
     yes: torch.Tensor # (B, C, n+1) ditto
+    places: torch.Tensor # (B, n, C) of its rows, for the regressions (14e); without them, n is 0
+    weight: torch.Tensor # (B, 1, C) of columns
+    dual: torch.Tensor # (B, n, 4) coefficients
     kv: list # per layer: keys and values, each (B, (C+1)*H, n, E/H); of the last layer only the label column
 
 # %% ../nbs/15_model.ipynb #b469b9ba
-def facts(
-    x: torch.Tensor, # (B, n, C) context rows; NaN marks a missing cell
-    y: torch.Tensor # (B, n) of 0. and 1.
-) -> Context: # without keys and values
-    "What can be said of a context before any network has read it [B.3; 14c]"
-    return Context(*column_stats(x), y.mean(1, keepdim=True), *ranked(x, y), [])
-
-def numbers(
+def cells_of(
     config: ModelConfig, # with evidence?
     x: torch.Tensor, # (B, R, C) cells; NaN marks a missing cell
     context: Context, # of these rows
@@ -174,29 +173,53 @@ def numbers(
     z = standardise(x, context.mean, context.std)[..., None]
     return torch.cat([z, evidence(x, context.values, context.yes, context.base_rate, own)], -1) if config.evidence else z
 
+def facts(
+    config: ModelConfig, # with evidence, with regressions?
+    x: torch.Tensor, # (B, n, C) context rows; NaN marks a missing cell
+    y: torch.Tensor # (B, n) of 0. and 1.
+) -> tuple: # `Context` without keys and values; what is told of its own cells (B, n, C, 1 or 5) and rows (B, n, 1 or 5)
+    "What can be said of a context before any network has read it [B.3; 14c; 14e]"
+    nothing = x.new_zeros(len(x), 0, 0)
+    context = Context(*column_stats(x), y.mean(1, keepdim=True), *ranked(x, y), nothing, nothing, nothing, [])
+    cells, labels = cells_of(config, x, context, y), y[..., None]
+    if not config.ridge: return context, cells, labels
+    context.places, context.weight = places(cells[..., 0]), relevance(cells[..., -1])
+    context.dual, left_out = fit_ridges(context.places, context.weight, y, context.base_rate)
+    return context, cells, torch.cat([labels, left_out], 2)
+
+def asked(
+    config: ModelConfig, # with evidence, with regressions?
+    x: torch.Tensor, # (B, R, C) queries; NaN marks a missing cell
+    context: Context # of what was read before
+) -> tuple: # cells (B, R, C, 1 or 5), rows (B, R, 1 or 5)
+    "What a network is told of queries: of their cells, and of the rows [B.3; 14c; 14e]"
+    cells, labels = cells_of(config, x, context), context.base_rate[..., None].expand(-1, x.shape[1], -1)
+    if not config.ridge: return cells, labels
+    return cells, torch.cat([labels, ask_ridges(places(cells[..., 0]), context.places, context.weight, context.dual)], 2)
+
 # %% ../nbs/15_model.ipynb #618f5211
 class RDBPFN(nn.Module):
     "The bi-attention Transformer over cells: labelled rows in, logits of unlabelled rows out [5.2, B.3]"
     def __init__(self, config: ModelConfig = ModelConfig()):
         super().__init__()
         c = self.config = config
-        self.cell, self.target = Linear(5 if c.evidence else 1, c.width), Linear(1, c.width)
+        self.cell, self.target = Linear(5 if c.evidence else 1, c.width), Linear(5 if c.ridge else 1, c.width)
         self.blocks = nn.ModuleList([Block(c.width, c.n_heads, c.hidden) for _ in range(c.n_layers)])
         self.head = nn.Sequential(Linear(c.width, c.hidden), nn.GELU(), Linear(c.hidden, c.n_outputs))
 
     def take(self, other):
-        "Take the parameters of `other`: of the same shape, or without evidence, whose inputs then stay as they were drawn"
+        "Take the parameters of `other`: of the same shape, or with fewer inputs, when the others stay as they were drawn"
         with torch.no_grad():
             for mine, theirs in zip(self.parameters(), other.parameters()): mine[..., :theirs.shape[-1]] = theirs
 
     def inputs(self, x, y):
-        "x (B, R, C) and y (B, n) -> cells (B, R, C, 1 or 5), labels (B, R, 1) that are the mean label for queries"
-        n, context = y.shape[1], facts(x[:, :y.shape[1]], y)
-        cells = torch.cat([numbers(self.config, x[:, :n], context, y), numbers(self.config, x[:, n:], context)], 1)
-        return cells, torch.cat([y, context.base_rate.expand(-1, x.shape[1]-n)], 1)[..., None]
+        "x (B, R, C) and y (B, n) -> what is told of cells (B, R, C, 1 or 5) and rows (B, R, 1 or 5)"
+        n = y.shape[1]
+        context, *own = facts(self.config, x[:, :n], y)
+        return tuple(torch.cat(parts, 1) for parts in zip(own, asked(self.config, x[:, n:], context)))
 
     def embed(self, cells, labels, dtype):
-        "Cells (B, R, C, 1 or 5) and labels (B, R, 1) -> tokens (B, R, C+1, E)"
+        "Cells (B, R, C, 1 or 5) and rows (B, R, 1 or 5) -> tokens (B, R, C+1, E)"
         return torch.cat([self.cell(cells.to(dtype)), self.target(labels.to(dtype))[:, :, None]], 2)
 
     def run(self, t, n, kv=None):
@@ -213,14 +236,13 @@ class RDBPFN(nn.Module):
 
     def read(self, x, y, dtype=torch.float32):
         "Context rows x (B, n, C) and labels y (B, n) -> a `Context` that `answer` can use again and again"
-        y = y.to(x.dtype)
-        context = facts(x, y)
-        context.kv = self.run(self.embed(numbers(self.config, x, context, y), y[..., None], dtype), x.shape[1])[1]
+        context, *own = facts(self.config, x, y.to(x.dtype))
+        context.kv = self.run(self.embed(*own, dtype), x.shape[1])[1]
         return context
 
     def answer(self, x, context):
         "Query rows x (B, R, C) and a `Context` -> logits (B, R, 2); equal to `forward` on both together"
-        t = self.embed(numbers(self.config, x, context), context.base_rate[..., None].expand(-1, x.shape[1], -1), context.kv[0][0].dtype)
+        t = self.embed(*asked(self.config, x, context), context.kv[0][0].dtype)
         return self.head(self.run(t, 0, context.kv)[0][:, :, 0]).float()
 
 # %% ../nbs/15_model.ipynb #60d6e4f9
@@ -248,7 +270,7 @@ def infer_config(
 ) -> ModelConfig:
     "Read the shape of a network off its tensors [5.2]"
     return ModelConfig(n_layers=1 + max(int(k.split('.')[1]) for k in state if k.startswith('blocks.')), width=state['cell.weight'].shape[0],
-                       n_heads=n_heads, hidden=state['head.0.weight'].shape[0], n_outputs=state['head.2.weight'].shape[0], evidence=state['cell.weight'].shape[1] > 1)
+                       n_heads=n_heads, hidden=state['head.0.weight'].shape[0], n_outputs=state['head.2.weight'].shape[0], evidence=state['cell.weight'].shape[1] > 1, ridge=state['target.weight'].shape[1] > 1)
 
 # %% ../nbs/15_model.ipynb #e03806cc
 def default_weights() -> Path: # the safetensors file in the package

@@ -47,7 +47,7 @@ class TrainConfig:
     relational: float = 0. # share of micro-batches that come from databases: 0 in stage 1
     drift: float = 0. # share of tables whose queries lie elsewhere than the context
     seed: int = 0 # of the initial weights and of the streams
-    model: ModelConfig = ModelConfig(evidence=True)
+    model: ModelConfig = ModelConfig(evidence=True, ridge=True)
     prior: TabularConfig = TabularConfig() # single tables
     stream: StreamConfig = StreamConfig() # databases and tasks
     def __post_init__(self):
@@ -56,10 +56,10 @@ class TrainConfig:
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1); check_range(self, 'drift', 0, 1)
 
 # %% ../nbs/16_train.ipynb #f8d408e9
-STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.4, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5)), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6)))
+STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.4, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.4, cluster_share=.2), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
-                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True)),
+                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True, ridge=True)),
     'cpu': TrainConfig(),
     'cpu-relational': STAGE_2,
     'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),
@@ -259,7 +259,7 @@ def start(
         model = RDBPFN(config.model).to(device)
     if init:
         _, _, before, earlier = load_checkpoint(Path(init)/'checkpoint.safetensors', device)
-        if config.model not in (before.model, replace(before.model, evidence=True)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
+        if config.model not in (before.model, replace(before.model, evidence=True, ridge=config.model.ridge)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
         model.take(load_model(Path(init)/'rdbpfn.safetensors', device))
         progress |= {k: v for k, v in earlier.items() if k != 'step'}
     return model, make_optimizer(model, config), config, progress

@@ -35,7 +35,8 @@ if args.runs:
 
 def stage(i, c, r):
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
-    return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'cells': 'with evidence' if c['model'].get('evidence') else 'z-scores',
+    return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
+            'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]),
             'databases': f"{c['relational']:.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
@@ -55,7 +56,7 @@ tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-net
 # rdbpfn weights v3
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
-({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads; cells come with their weight of evidence, notebook 14c), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
+({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads; cells come with their weight of evidence, notebook 14c, rows with what ridge regressions on the others say, 14e), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
 
 - **Data.** No real row: {end['tables']:,} synthetic tables, each used once, from the prior of notebook 10 (single tables) and, where the table below says so,
   from linearised synthetic databases (notebooks 04 to 14). Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.

@@ -7,15 +7,16 @@ from torch.nn import functional as F
 from rdbpfn.core import InputError, generator
 from rdbpfn.model import ModelConfig, RDBPFN, attend, load_model, save_model
 from test_evidence import counted
+from test_ridge import solved
 
 REFERENCE = Path(__file__).parents[2]/'shared'/'reference'
 SHAPES = [(1, 9, 1, 2), (2, 40, 3, 30), (3, 64, 17, 5), (1, 200, 33, 150)]          # tables, rows, columns, context rows
 
 
-@pytest.fixture(scope='module', params=[False, True], ids=['plain', 'evidence'])
+@pytest.fixture(scope='module', params=[{}, dict(evidence=True), dict(evidence=True, ridge=True)], ids=['plain', 'evidence', 'ridge'])
 def net(request):
     torch.manual_seed(0)
-    return RDBPFN(ModelConfig(n_layers=3, evidence=request.param)).eval()
+    return RDBPFN(ModelConfig(n_layers=3, **request.param)).eval()
 
 
 def data(B, R, C, n):
@@ -32,9 +33,10 @@ def written_out(net, x, y):
     mean = x[:, :n].nan_to_num().sum(1, keepdim=True)/seen.sum(1, keepdim=True).clamp(min=1)
     std = (((x[:, :n] - mean).nan_to_num()**2).sum(1, keepdim=True)/seen.sum(1, keepdim=True).clamp(min=1)).sqrt()
     z = ((x - mean)/(std + 1e-8)).nan_to_num().clamp(-100, 100)
-    labels = torch.cat([y, y.mean(1, keepdim=True).expand(B, R - n)], 1)
+    labels = torch.cat([y, y.mean(1, keepdim=True).expand(B, R - n)], 1)[..., None]
+    if net.config.ridge: labels = torch.cat([labels, solved(x, y)], -1)
     told = torch.cat([z[..., None], counted(x, y)], -1) if net.config.evidence else z[..., None]
-    t = torch.cat([(told[..., None, :]*net.cell.weight).sum(-1) + net.cell.bias, (labels[..., None]*net.target.weight[:, 0] + net.target.bias)[:, :, None]], 2)
+    t = torch.cat([(told[..., None, :]*net.cell.weight).sum(-1) + net.cell.bias, (labels @ net.target.weight.T + net.target.bias)[:, :, None]], 2)
     blind = torch.zeros(R, R).masked_fill(torch.arange(R)[None, :] >= n, -torch.inf)
     def attention(layer, t, mask):                                                  # t (..., S, E)
         q, k, v = (f(t).unflatten(-1, (layer.n_heads, -1)).movedim(-2, -3) for f in (layer.q, layer.k, layer.v))

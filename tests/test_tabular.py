@@ -2,8 +2,8 @@
 import hashlib, os, subprocess, sys, time
 import numpy as np, pytest, torch
 from rdbpfn.core import InputError, generator
-from rdbpfn.tabular import TabularConfig, sample_batch
-from rdbpfn.worlds import effects, groups, grow, near_layer
+from rdbpfn.tabular import TabularConfig, between, law, sample_batch
+from rdbpfn.worlds import clusters, effects, groups, grow, near_layer
 
 SHAPES = [(1, 4, 1), (3, 17, 2), (8, 60, 5), (5, 128, 8), (2, 300, 40), (1, 1400, 60)]
 
@@ -76,9 +76,9 @@ def test_columns_carry_signal():
 def test_shares_hold_whatever_the_number_of_tables(B):
     "A large table comes alone in its batch, and is a tree or a panel as often as a small one"
     config = TabularConfig(tree_share=.4, near_share=0., panel_share=0., noise=(1e-8, 1e-7))
-    last = torch.cat([grow(generator(4, i), B, 600, 8, config)[:, -1] for i in range(160//B)])
+    last = torch.cat([grow(generator(4, i), B, 600, 8, config)[0][:, -1] for i in range(160//B)])
     trees = np.mean([len(c.mul(1e4).round().unique()) < 400 for c in last])          # a tree has few values; sums of continuous causes have many
-    numbers = torch.cat([grow(generator(5, i), B, 600, 8, TabularConfig(panel_share=.5))[:, 0] for i in range(160//B)])
+    numbers = torch.cat([grow(generator(5, i), B, 600, 8, TabularConfig(panel_share=.5))[0][:, 0] for i in range(160//B)])
     panels = np.mean([len(c.unique()) <= 301 for c in numbers])
     assert .3 < trees < .75 and .4 < panels < .8, (trees, panels)
 
@@ -125,3 +125,57 @@ def test_speed():
     begin = time.process_time()
     for i in range(10): sample_batch(0, i, 64, 128, 8)
     assert 640/(time.process_time() - begin) > 1000
+
+
+KINDS = [dict(law_share=1.), dict(cluster_share=1.), dict(law_share=.5, cluster_share=.5)]
+
+
+@pytest.mark.parametrize('kinds', KINDS)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_tables_of_laws_and_clusters_are_valid_tasks(shape, kinds):
+    B, R, C = shape
+    for index in range(12):
+        x, y = sample_batch(3, index, B, R, C, TabularConfig(**kinds))
+        assert x.shape == (B, R, C) and y.shape == (B, R) and not x.isinf().any()
+        assert set(y.unique().tolist()) <= {0., 1.} and (y.sum(1) > 0).all() and (y.sum(1) < R).all()
+        assert torch.equal(sample_batch(3, index, B, R, C, TabularConfig(**kinds))[1], y)
+
+
+def test_a_law_is_a_function_of_the_columns():
+    "Rows that are twins in all columns have the same target, and most laws need more than one column"
+    g, together = generator(8, 8), 0
+    for i in range(30):
+        x = torch.randn(4, 5, 200, generator=g)
+        x[..., 100:] = x[..., :100]
+        t = law(generator(9, i), x)
+        assert ((t[:, :100] - t[:, 100:]).abs() > 1e-3).float().mean() < .01          # rounding decides on the edge of a step
+        alone = x.clone(); alone[:, 1:] = alone[:, 1:].roll(1, 2)                    # only the first column stays in its row
+        together += int(((law(generator(9, i), x) - law(generator(9, i), alone)).abs().amax(1) > 1e-3).sum())
+    assert together > 60
+
+
+def test_clusters_lie_together_and_decide_the_label():
+    nodes, number = clusters(generator(1, 1), 40, 6, 500)
+    tight = []
+    for t, n in zip(nodes, number):
+        inside = torch.stack([t[:, n == v].var(1, unbiased=False)*(n == v).sum() for v in n.unique()]).sum(0)/500
+        tight.append(float((inside/t.var(1, unbiased=False)).mean()))
+    assert min(tight) < .1 and .2 < np.median(tight) < .9                           # from clear to blurred
+    clean = TabularConfig(cluster_share=1., noise=(.001, .01), missing_share=0., category_share=0., irrelevant_share=0., n_layers=(1, 1))
+    from sklearn.neighbors import KNeighborsClassifier
+    areas = []
+    for x, y in zip(*sample_batch(2, 2, 24, 500, 8, clean)):
+        if 10 < y[:350].sum() < 340: areas.append(KNeighborsClassifier(5).fit(x[:350], y[:350]).score(x[350:], y[350:]))
+    assert np.median(areas) > .85, areas
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_no_cluster_is_cut_in_two(seed):
+    g = generator(seed, 3)
+    t = torch.randn(9, 12, generator=g).gather(1, torch.randint(0, 12, (9, 80), generator=g))
+    y = (t.argsort(1).argsort(1) < torch.randint(4, 76, (9, 1), generator=g)).float()
+    y[::2] = 1 - y[::2]
+    new = between(t, y)
+    for a, b, old in zip(t, new, y):
+        assert all(len(b[a == v].unique()) == 1 for v in a.unique()) and 0 < b.sum() < 80
+        assert (b != old).sum() <= max(int((a == v).sum()) for v in a.unique())     # at most one cluster has moved

@@ -156,14 +156,15 @@ def test_stage_two_begins_with_the_weights_and_the_cost_of_stage_one(tmp_path):
     with pytest.raises(InputError, match='no checkpoint'): start(RELATIONAL, tmp_path/'three', False, torch.device('cpu'), tmp_path/'nowhere')
 
 
-def test_a_run_without_evidence_can_be_the_beginning_of_one_with_it_and_not_the_other_way_round(tmp_path):
+@pytest.mark.parametrize('told', [dict(evidence=True), dict(evidence=True, ridge=True)])
+def test_a_run_without_evidence_can_be_the_beginning_of_one_with_it_and_not_the_other_way_round(tmp_path, told):
     from rdbpfn.model import load_model
     plain = replace(SMALL, steps=3)
-    with_it = replace(RELATIONAL, steps=3, model=replace(SMALL.model, evidence=True))
+    with_it = replace(RELATIONAL, steps=3, model=replace(SMALL.model, **told))
     pretrain(plain, tmp_path/'one', progress_bar=False)
     model = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
     old = load_model(tmp_path/'one'/'rdbpfn.safetensors')
-    assert model.cell.weight.shape[1] == 5 and model.cell.weight[:, 1:].abs().min() > 0
+    assert model.cell.weight.shape[1] == 5 and model.cell.weight[:, 1:].abs().min() > 0 and model.target.weight.shape[1] == (5 if 'ridge' in told else 1)
     assert all(torch.equal(a[..., :b.shape[-1]], b) for a, b in zip(model.parameters(), old.parameters()))
     again = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
     assert torch.equal(again.cell.weight, model.cell.weight)
