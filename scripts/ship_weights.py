@@ -3,7 +3,7 @@
     python scripts/ship_weights.py [--runs FOLDER[,FOLDER...]] [--after N]
 
 Copies weights and configuration of the last run, and adds the logs, configurations and costs of these runs, in their order, to those of the runs on record (without any the default weights
-stay as they are). The first of them began with the weights of run N on record, all that came after N are dropped; 0: it began from nothing. Then writes the model card from them and from the records nbs/results/stages.jsonl (judge_weights.py), dev.jsonl and relf1.jsonl (rdbpfn evaluate).
+stay as they are). The first of them began with the weights of run N on record; 0: it began from nothing. Then writes the model card from them and from the records nbs/results/stages.jsonl (judge_weights.py), dev.jsonl and relf1.jsonl (rdbpfn evaluate).
 """
 import argparse, json, shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from rdbpfn.train import load_checkpoint
 root = Path(__file__).parents[1]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--runs', help='folders that rdbpfn pretrain wrote, each begun from the one before it; separated by commas')
-parser.add_argument('--after', type=int, help='number of the run on record that the first of them began with; without it, the last')
+parser.add_argument('--after', type=int, help='number of the run on record that the first of them began with, 0 for none; without it, the last')
 args = parser.parse_args()
 
 weights, results = root/'rdbpfn'/'weights', root/'nbs'/'results'
@@ -25,26 +25,33 @@ if args.runs:
     runs = [Path(r) for r in args.runs.split(',')]
     for name in ('rdbpfn.safetensors', 'rdbpfn.json'):
         with atomic_path(weights/name) as tmp: shutil.copyfile(runs[-1]/name, tmp)
-    before = json.loads((results/'pretrain_config.json').read_text())[:args.after]
-    log = [r for r in map(json.loads, open(results/'pretrain.jsonl')) if r['stage'] <= len(before)]
+    before = json.loads((results/'pretrain_config.json').read_text())
+    log = [json.loads(line) for line in open(results/'pretrain.jsonl')]
     log += [dict(stage=len(before) + i + 1) | json.loads(line) for i, r in enumerate(runs) for line in open(r/'metrics.jsonl')]
     checkpoints = [load_checkpoint(r/'checkpoint.safetensors', 'cpu') for r in runs]
     with atomic_path(results/'pretrain.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in log), encoding='utf-8')
     with atomic_path(results/'pretrain_config.json') as tmp:
-        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress, digest=weights_id(str(r/'rdbpfn.safetensors'))) for r, (_, _, config, progress) in zip(runs, checkpoints)], indent=1) + '\n', encoding='utf-8')
+        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress, digest=weights_id(str(r/'rdbpfn.safetensors')), after=len(before) + i if i or args.after is None else args.after) for i, (r, (_, _, config, progress)) in enumerate(zip(runs, checkpoints))], indent=1) + '\n', encoding='utf-8')
 
-def stage(i, c, r):
+def behind(runs):
+    "Numbers of the runs behind the last one, from the one that began from nothing"
+    found = [len(runs)]
+    while (before := runs[found[0] - 1].get('after', found[0] - 1)): found.insert(0, before)
+    return found
+
+def stage(n, c, r):
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
-    return {'run': i + 1, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
+    return {'run': n, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
             'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]),
             'databases': f"{c['relational']:.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
-stages, end = pd.DataFrame([stage(i, r['config'], r['progress']) for i, r in enumerate(runs)]), runs[-1]['progress']
+numbers, end = behind(runs), runs[-1]['progress']
+stages = pd.DataFrame([stage(n, runs[n - 1]['config'], runs[n - 1]['progress']) for n in numbers])
 suite = means_table(read_records(results/'dev.jsonl'), ['rdbpfn', 'released', 'lightgbm', 'random_forest', 'xgboost'])
 f1 = as_table(select(read_records(results/'relf1.jsonl'), features='dfs-2', n_shots=512)).reset_index(['task', 'regime']).reset_index(drop=True)
 judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
-unjudged = [str(i + 1) for i in range(len(runs)) if f'run {i + 1}' not in set(judged.weights)]
+unjudged = [str(n) for n in numbers if f'run {n}' not in set(judged.weights)]
 judged = judged.pivot(index='set', columns='weights', values='loss').loc[list(dict.fromkeys(judged.set)), list(dict.fromkeys(judged.weights))].map('{:.4f}'.format).reset_index()
 net = load_model(weights/'rdbpfn.safetensors', 'cpu')
 card = f'''---
@@ -53,14 +60,14 @@ library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v3
+# rdbpfn weights v4
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
 ({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads; cells come with their weight of evidence, notebook 14c, rows with what ridge regressions on the others say, 14e), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
 
 - **Data.** No real row: {end['tables']:,} synthetic tables, each used once, from the prior of notebook 10 (single tables) and, where the table below says so,
-  from linearised synthetic databases (notebooks 04 to 14). Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
-- **Recipe.** Random initialisation, then the runs below, each from the averaged weights of the one before. Nothing was initialised, tuned or distilled from other weights.
+  from linearised synthetic databases (notebooks 04 to 14), in batches that take turns from the first step on; what the paper does in two stages is one stage with a ramp here. Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
+- **Recipe.** Random initialisation, then the runs below, each from the averaged weights of the one before. (Runs 1 to 10 led to earlier weights, from which nothing was taken.) Nothing was initialised, tuned or distilled from other weights.
   `rdbpfn pretrain` with the configurations of `nbs/results/pretrain_config.json`; the logs are `nbs/results/pretrain.jsonl`.
 - **Cost.** {end['core_seconds']/3600:.2f} core-hours on a machine with two cores and no GPU. The paper's network saw about 1.4 million tables, most of them larger.
 - **Limits.** Contexts up to 1,024 rows and 36 columns; more are cut, with a warning. Two classes at a time. One run with one seed.
@@ -71,7 +78,7 @@ A prior-data fitted network for binary classification of tables and of linearise
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-Runs {', '.join(unjudged[:-1])} and {unjudged[-1]} were not judged: their weights are not kept, or ended at a high learning rate. The released weights were trained on the paper's own prior, ours on this one.
+{f"Not judged, since their weights are not kept or ended at a high learning rate: {', '.join(unjudged)}. " if unjudged else ''}Run 10 is what was in the package before. The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results
