@@ -8,7 +8,7 @@ __all__ = ['pick', 'law', 'warp', 'categorise', 'spoil', 'holes', 'binarise', 'b
 # %% ../nbs/10_tabular.ipynb #8aa97892
 import torch
 from .core import InputError, generator
-from .worlds import TabularConfig, activate, grow, integers, lookup, near_layer, normal, tables, tree_layer, uniform, unit, weights
+from .worlds import TabularConfig, grow, integers, lookup, near_layer, normal, sum_layer, tables, tree_layer, uniform, unit
 
 # %% ../nbs/10_tabular.ipynb #1462cf2a
 def pick(
@@ -43,9 +43,7 @@ def law(
         kind, out = integers(gen, 0, n_kinds, B), torch.empty(B, J, R)
         for k in range(n_kinds):
             i = (kind == k).nonzero()[:, 0]
-            if not len(i): continue
-            if k: out[i] = (tree_layer if k == 1 else near_layer)(gen, z[i], J)
-            else: out[i] = activate(gen, unit(torch.bmm(weights(gen, len(i), J, z.shape[1]), z[i])))
+            if len(i): out[i] = (sum_layer, tree_layer, near_layer)[k](gen, z[i], J)
         return unit(out)
     some = round(min(C, 12)**float(uniform(gen, 1)))
     h = layer(x[torch.arange(B)[:, None], integers(gen, 0, C, B, some)], 3)
@@ -167,5 +165,7 @@ def sample_batch(
     b, c = (uniform(gen, B, C) < uniform(gen, B, 1, high=config.category_share)).nonzero(as_tuple=True)
     x[b, c] = categorise(gen, x[b, c])
     x, y = x.masked_fill(missing, torch.nan), binarise(gen, t, config.minority)
-    if len(i := (clustered & (uniform(gen, B) < .8)).nonzero()[:, 0]) if config.cluster_share else 0: y[i] = between(t[i], y[i])
+    if config.cluster_share:
+        i = clustered & (uniform(gen, B) < .8)
+        y[i] = between(t[i], y[i])
     return x.transpose(1, 2).contiguous(), y

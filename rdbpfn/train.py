@@ -259,7 +259,7 @@ def start(
         model = RDBPFN(config.model).to(device)
     if init:
         _, _, before, earlier = load_checkpoint(Path(init)/'checkpoint.safetensors', device)
-        if config.model not in (before.model, replace(before.model, evidence=True, ridge=config.model.ridge)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
+        if config.model not in (before.model, replace(before.model, evidence=True), replace(before.model, evidence=True, ridge=True)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
         model.take(load_model(Path(init)/'rdbpfn.safetensors', device))
         progress |= {k: v for k, v in earlier.items() if k != 'step'}
     return model, make_optimizer(model, config), config, progress

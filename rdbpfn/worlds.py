@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'GRID', 'REACH', 'uniform', 'normal', 'integers', 'unit', 'causes', 'groups', 'effects', 'tables',
-           'lookup', 'activate', 'weights', 'tree_layer', 'near_layer', 'clusters', 'TabularConfig', 'grow']
+           'lookup', 'activate', 'weights', 'sum_layer', 'tree_layer', 'near_layer', 'clusters', 'TabularConfig',
+           'grow']
 
 # %% ../nbs/09b_worlds.ipynb #53d2751a
 from dataclasses import dataclass, replace
@@ -153,6 +154,15 @@ def weights(
     habit = integers(gen, 0, 3, B, 1, 1)
     return torch.where((habit == 0) | ((habit == 1) & sparse) | ((habit == 2) & clan), w, 0.)
 
+def sum_layer(
+    gen: torch.Generator, # randomness
+    z: torch.Tensor, # (B, H, R) the layer below
+    n_out: int # nodes of this layer
+) -> torch.Tensor: # (B, n_out, R)
+    "Every node is a bent weighted sum of the layer below [5.3]"
+    B, H, _ = z.shape
+    return activate(gen, unit(torch.bmm(weights(gen, B, n_out, H), z)))
+
 # %% ../nbs/09b_worlds.ipynb #ff31b02c
 def tree_layer(
     gen: torch.Generator, # randomness
@@ -246,14 +256,14 @@ def grow(
     of_group = panel & (uniform(gen, B, H, 1) < uniform(gen, B, 1, 1))
     nodes = [torch.where(of_group, effects(gen, group, H), causes(gen, B, H, R))]
     nodes[0][:, :1] = torch.where(panel, unit(group.float()), nodes[0][:, :1])                     # the number of the group
-    kind = torch.full((B, R), torch.nan)
-    if config.cluster_share and len(some := (uniform(gen, B) < config.cluster_share).nonzero()[:, 0]): nodes[0][some], kind[some] = clusters(gen, len(some), H, R)
+    cluster = torch.full((B, R), torch.nan)
+    if config.cluster_share and len(some := (uniform(gen, B) < config.cluster_share).nonzero()[:, 0]): nodes[0][some], cluster[some] = clusters(gen, len(some), H, R)
     for _ in range(L):
         z = nodes[-1]
         trees, sums, near = z.split([n_trees, B - n_trees - n_near, n_near])
-        sums = activate(gen, unit(torch.bmm(weights(gen, len(sums), H, H), sums)))
+        sums = sum_layer(gen, sums, H)
         z = unit(torch.cat([tree_layer(gen, trees, H), sums, near_layer(gen, near, H)]))
         sigma = torch.exp(uniform(gen, B, H, 1)*(high - low) + low)
         own = torch.where(panel & (uniform(gen, B, H, 1) < .5), torch.exp(uniform(gen, B, H, 1, low=-2., high=1.)), 0.)
         nodes.append(unit(z + sigma*normal(gen, B, H, R) + own*effects(gen, group, H)))
-    return torch.cat(nodes, 1), kind
+    return torch.cat(nodes, 1), cluster

@@ -1,10 +1,10 @@
 """What each part of the prior, and of what the network is told, is worth: small networks from nothing that differ in one thing, at equal core-hours.
 
-    python scripts/ablate.py --data DATA_FOLDER --work runs/ablations --seeds 11 --out nbs/results/ablations.jsonl
+    python scripts/ablate.py --data DATA_FOLDER --work runs/ablations --seeds 11 --out nbs/results/ablations_small.jsonl
 
 An arm trains on tables of up to 1,000 rows, with a learning rate that falls to 0 over the second half; how many steps it may take follows from a trial of 30 steps, so that all cost the same.
 It is judged on the validation splits of the development suite (128 and 512 labelled rows, plain features, single pass), on its single tables, and on synthetic tables (`scripts/judge_weights.py`).
-Arms that are on record are not made again, so it can be stopped and started; several processes, one for each seed, may write to the same file.
+(nbs/results/ablations.jsonl holds another experiment: short second stages begun from one stage 1.) Arms that are on record are not made again, so it can be stopped and started; several processes, one for each seed, may write to the same file.
 """
 import argparse, json
 from dataclasses import replace

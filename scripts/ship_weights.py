@@ -54,20 +54,23 @@ judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
 unjudged = [str(n) for n in numbers if f'run {n}' not in set(judged.weights)]
 judged = judged.pivot(index='set', columns='weights', values='loss').loc[list(dict.fromkeys(judged.set)), list(dict.fromkeys(judged.weights))].map('{:.4f}'.format).reset_index()
 net = load_model(weights/'rdbpfn.safetensors', 'cpu')
+told = '; cells come with their weight of evidence, notebook 14c'*net.config.evidence + '; rows with what ridge regressions on the others say, 14e'*net.config.ridge
+mixed = ', in batches that take turns from the first step on; what the paper does in two stages is one stage here' if runs[numbers[0] - 1]['config']['relational'] else ''
+others = f' (Runs before {numbers[0]} led to earlier weights, from which nothing was taken.)' if numbers[0] > 1 else ''
 card = f'''---
 license: apache-2.0
 library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v4
+# rdbpfn weights v3
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
-({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads; cells come with their weight of evidence, notebook 14c, rows with what ridge regressions on the others say, 14e), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
+({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads{told}), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
 
 - **Data.** No real row: {end['tables']:,} synthetic tables, each used once, from the prior of notebook 10 (single tables) and, where the table below says so,
-  from linearised synthetic databases (notebooks 04 to 14), in batches that take turns from the first step on; what the paper does in two stages is one stage with a ramp here. Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
-- **Recipe.** Random initialisation, then the runs below, each from the averaged weights of the one before. (Runs 1 to 10 led to earlier weights, from which nothing was taken.) Nothing was initialised, tuned or distilled from other weights.
+  from linearised synthetic databases (notebooks 04 to 14){mixed}. Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
+- **Recipe.** Random initialisation, then the runs below, each from the averaged weights of the one before.{others} Nothing was initialised, tuned or distilled from other weights.
   `rdbpfn pretrain` with the configurations of `nbs/results/pretrain_config.json`; the logs are `nbs/results/pretrain.jsonl`.
 - **Cost.** {end['core_seconds']/3600:.2f} core-hours on a machine with two cores and no GPU. The paper's network saw about 1.4 million tables, most of them larger.
 - **Limits.** Contexts up to 1,024 rows and 36 columns; more are cut, with a warning. Two classes at a time. One run with one seed.
@@ -78,7 +81,7 @@ A prior-data fitted network for binary classification of tables and of linearise
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-{f"Not judged, since their weights are not kept or ended at a high learning rate: {', '.join(unjudged)}. " if unjudged else ''}Run 10 is what was in the package before. The released weights were trained on the paper's own prior, ours on this one.
+{f"Not judged, since their weights are not kept or ended at a high learning rate: {', '.join(unjudged)}. " if unjudged else ''}The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results

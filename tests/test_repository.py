@@ -220,4 +220,5 @@ def test_records_and_card_are_of_the_shipped_weights():
     runs = json.loads((root/'nbs/results/pretrain_config.json').read_text())
     card = (root/'rdbpfn/weights/README.md').read_text(encoding='utf-8')
     assert f"{runs[-1]['progress']['tables']:,} synthetic tables" in card and f"{runs[-1]['progress']['core_seconds']/3600:.2f} core-hours" in card
-    assert runs[-1]['digest'] == shipped and all(runs[r['after'] - 1]['progress']['tables'] < r['progress']['tables'] for r in runs if r.get('after'))
+    assert runs[-1]['digest'] == shipped and runs[0]['config']['relational'] == 0
+    assert all(runs[before - 1]['progress']['tables'] < r['progress']['tables'] for i, r in enumerate(runs) if (before := r.get('after', i)))
