@@ -18,7 +18,7 @@ from .core import InputError, atomic_path, check_range, from_dict, pick_device, 
 from .evidence import evidence, ranked
 from .kernel import FusedAttention, available
 from .linear import FusedLinear, available as fits_tiles
-from .ridge import ask_ridges, fit_ridges, places, relevance
+from .ridge import RIDGES, ask_ridges, fit_ridges, places, relevance
 
 # %% ../nbs/15_model.ipynb #ef11fd7d
 def column_stats(
@@ -159,7 +159,7 @@ class Context:
     yes: torch.Tensor # (B, C, n+1) ditto
     places: torch.Tensor # (B, n, C) of its rows, for the regressions (14e); without them, n is 0
     weight: torch.Tensor # (B, 1, C) of columns
-    dual: torch.Tensor # (B, n, 4) coefficients
+    dual: torch.Tensor # (B, n, 6) coefficients
     kv: list # per layer: keys and values, each (B, (C+1)*H, n, E/H); of the last layer only the label column
 
 # %% ../nbs/15_model.ipynb #b469b9ba
@@ -177,7 +177,7 @@ def facts(
     config: ModelConfig, # with evidence, with regressions?
     x: torch.Tensor, # (B, n, C) context rows; NaN marks a missing cell
     y: torch.Tensor # (B, n) of 0. and 1.
-) -> tuple: # `Context` without keys and values; what is told of its own cells (B, n, C, 1 or 5) and rows (B, n, 1 or 5)
+) -> tuple: # `Context` without keys and values; what is told of its own cells (B, n, C, 1 or 5) and rows (B, n, 1 or 7)
     "What can be said of a context before any network has read it [B.3; 14c; 14e]"
     nothing = x.new_zeros(len(x), 0, 0)
     context = Context(*column_stats(x), y.mean(1, keepdim=True), *ranked(x, y), nothing, nothing, nothing, [])
@@ -191,7 +191,7 @@ def asked(
     config: ModelConfig, # with evidence, with regressions?
     x: torch.Tensor, # (B, R, C) queries; NaN marks a missing cell
     context: Context # of what was read before
-) -> tuple: # cells (B, R, C, 1 or 5), rows (B, R, 1 or 5)
+) -> tuple: # cells (B, R, C, 1 or 5), rows (B, R, 1 or 7)
     "What a network is told of queries: of their cells, and of the rows [B.3; 14c; 14e]"
     cells, labels = cells_of(config, x, context), context.base_rate[..., None].expand(-1, x.shape[1], -1)
     if not config.ridge: return cells, labels
@@ -203,7 +203,7 @@ class RDBPFN(nn.Module):
     def __init__(self, config: ModelConfig = ModelConfig()):
         super().__init__()
         c = self.config = config
-        self.cell, self.target = Linear(5 if c.evidence else 1, c.width), Linear(5 if c.ridge else 1, c.width)
+        self.cell, self.target = Linear(5 if c.evidence else 1, c.width), Linear(1 + 2*len(RIDGES) if c.ridge else 1, c.width)
         self.blocks = nn.ModuleList([Block(c.width, c.n_heads, c.hidden) for _ in range(c.n_layers)])
         self.head = nn.Sequential(Linear(c.width, c.hidden), nn.GELU(), Linear(c.hidden, c.n_outputs))
 
@@ -213,13 +213,13 @@ class RDBPFN(nn.Module):
             for mine, theirs in zip(self.parameters(), other.parameters()): mine[..., :theirs.shape[-1]] = theirs
 
     def inputs(self, x, y):
-        "x (B, R, C) and y (B, n) -> what is told of cells (B, R, C, 1 or 5) and rows (B, R, 1 or 5)"
+        "x (B, R, C) and y (B, n) -> what is told of cells (B, R, C, 1 or 5) and rows (B, R, 1 or 7)"
         n = y.shape[1]
         context, *own = facts(self.config, x[:, :n], y)
         return tuple(torch.cat(parts, 1) for parts in zip(own, asked(self.config, x[:, n:], context)))
 
     def embed(self, cells, labels, dtype):
-        "Cells (B, R, C, 1 or 5) and rows (B, R, 1 or 5) -> tokens (B, R, C+1, E)"
+        "Cells (B, R, C, 1 or 5) and rows (B, R, 1 or 7) -> tokens (B, R, C+1, E)"
         return torch.cat([self.cell(cells.to(dtype)), self.target(labels.to(dtype))[:, :, None]], 2)
 
     def run(self, t, n, kv=None):

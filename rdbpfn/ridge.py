@@ -6,6 +6,7 @@
 __all__ = ['RIDGES', 'places', 'relevance', 'likenesses', 'fit_ridges', 'ask_ridges']
 
 # %% ../nbs/14e_ridge.ipynb #cdc7d497
+from typing import Iterator
 import torch
 
 # %% ../nbs/14e_ridge.ipynb #bf6bf4af
@@ -24,16 +25,17 @@ def relevance(
     return (w/(w.mean(2, keepdim=True) + 1e-6)).sqrt()
 
 # %% ../nbs/14e_ridge.ipynb #f98ac9d2
-RIDGES = ((.25, .3), (1.5, .3)) # width h and penalty of each regression; each is made in both spaces
+RIDGES = ((1, .25, .3), (1, 6., .3), (2, 6., 3.)) # power of the distance, width h and penalty of each regression; each is made in both spaces
 
 def likenesses(
     q: torch.Tensor, # (B, m, C) places
     k: torch.Tensor, # (B, n, C) places of the labelled rows
     weight: torch.Tensor # (B, 1, C) what `relevance` found
-) -> list: # four times (B, m, n), in (0, 1]
-    "Gaussian kernels of two widths in two spaces [beyond the paper]"
-    far = [torch.cdist(q*w, k*w, compute_mode='donot_use_mm_for_euclid_dist').square()/max(1, k.shape[2]) for w in (1., weight)]
-    return [torch.exp(-d/h) for d in far for h, _ in RIDGES]
+) -> Iterator[torch.Tensor]: # six times (B, m, n), in (0, 1]
+    "Two Laplace kernels and a Gaussian one in two spaces, one at a time [beyond the paper]"
+    for w in (1., weight):
+        far = {power: torch.cdist(q*w, k*w, power, compute_mode='donot_use_mm_for_euclid_dist')**power/max(1, k.shape[2]) for power in (1, 2)}
+        yield from (torch.exp(-far[power]/h) for power, h, _ in RIDGES)
 
 # %% ../nbs/14e_ridge.ipynb #3738919a
 def fit_ridges(
@@ -41,10 +43,10 @@ def fit_ridges(
     weight: torch.Tensor, # (B, 1, C) what `relevance` found
     y: torch.Tensor, # (B, n) of 0. and 1.
     p: torch.Tensor # (B, 1) mean label
-) -> tuple: # dual coefficients (B, n, 4); what is said of each labelled row by the others (B, n, 4)
+) -> tuple: # dual coefficients (B, n, 6); what is said of each labelled row by the others (B, n, 6)
     "Kernel ridge regressions of the standardised labels, and their leave-one-out values [Saunders et al. 1998; beyond the paper]"
     r, dual, left_out = ((y - p)/(p*(1 - p)).sqrt().clamp(min=.03))[..., None], [], []
-    for K, (_, penalty) in zip(likenesses(k, k, weight), 2*RIDGES):
+    for K, (*_, penalty) in zip(likenesses(k, k, weight), 2*RIDGES):
         K.diagonal(dim1=1, dim2=2).add_(penalty)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(K))
         dual.append(inverse @ r)
@@ -56,7 +58,7 @@ def ask_ridges(
     q: torch.Tensor, # (B, m, C) places
     k: torch.Tensor, # (B, n, C) places of the labelled rows
     weight: torch.Tensor, # (B, 1, C) what `relevance` found
-    dual: torch.Tensor # (B, n, 4) what `fit_ridges` found
-) -> torch.Tensor: # (B, m, 4)
+    dual: torch.Tensor # (B, n, 6) what `fit_ridges` found
+) -> torch.Tensor: # (B, m, 6)
     "What the regressions say of other rows [beyond the paper]"
     return torch.cat([K @ a for K, a in zip(likenesses(q, k, weight), dual.split(1, 2))], 2)

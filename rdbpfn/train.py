@@ -56,7 +56,7 @@ class TrainConfig:
         check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1); check_range(self, 'drift', 0, 1)
 
 # %% ../nbs/16_train.ipynb #f8d408e9
-STAGE_2 = TrainConfig(rows=(64, 1100), cols=(2, 40), ramp=1, optimizer='muon', lr=8e-4, relational=.4, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.4, cluster_share=.2), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6)))
+STAGE_2 = TrainConfig(rows=(64, 1100), cols=(3, 60), ramp=1, optimizer='muon', lr=8e-4, relational=.6, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.25, cluster_share=.1), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6, propensity_share=.5)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
                         model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True, ridge=True)),
@@ -64,7 +64,7 @@ PRESETS = {
     'cpu-relational': STAGE_2,
     'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
-    'gpu-relational': replace(STAGE_2, rows=(64, 1400), cols=(2, 60), tokens=65_536, micro=8, lr=1e-3, relational=.6),
+    'gpu-relational': replace(STAGE_2, rows=(64, 1400), tokens=65_536, micro=8, lr=1e-3),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False, model=ModelConfig()),
     'paper-relational': TrainConfig(rows=(600, 600), cols=(30, 30), split=(.1, .9), tokens=600*31, micro=8, ramp=1, lr=1e-3, warmup=0, relational=1., steps=105_600, bf16=False, seed=1, model=ModelConfig())}
 

@@ -29,9 +29,10 @@ class TaskConfig:
     history_share: float = .5 # tasks that see earlier values of their own target
     informed_share: float = .5 # tasks that keep the columns that tell most, not any
     noise_share: float = .1 # tasks that a tree cannot tell from noise and that are kept all the same
+    propensity_share: float = 0. # tasks whose target many features add up to (14)
     def __post_init__(self):
         check_range(self, 'depth', 0, 4); check_range(self, 'generated', 1, 2000); check_range(self, 'n_targets', 1, 1000); check_range(self, 'minority', 1e-3, .5)
-        for f in ('future_share', 'snapshot_share', 'later_share', 'hidden_share', 'history_share', 'informed_share', 'noise_share'): check_range(self, f, 0, 1)
+        for f in ('future_share', 'snapshot_share', 'later_share', 'hidden_share', 'history_share', 'informed_share', 'noise_share', 'propensity_share'): check_range(self, f, 0, 1)
 
 SMALL, LARGE = TaskConfig(), TaskConfig(generated=90)
 

@@ -18,7 +18,7 @@ from rdbpfn.records import append_record, read_records
 from rdbpfn.train import STAGE_2, load_checkpoint, pretrain
 
 S, TRIAL = STAGE_2.stream, 30
-BASE = replace(STAGE_2, rows=(64, 1000), cols=(2, 36), tokens=6144, lr=2e-3, warmup=50, relational=.5,
+BASE = replace(STAGE_2, rows=(64, 1000), cols=(3, 48), tokens=6144, lr=2e-3, warmup=50,
                model=ModelConfig(n_layers=4, width=64, hidden=128, evidence=True, ridge=True))
 def told(**parts): return replace(BASE, model=replace(BASE.model, **parts))
 def databases(stream): return replace(BASE, relational=1., stream=stream)
@@ -27,6 +27,7 @@ def mode(share): return prior(structure=replace(S.prior.structure, mixing=(share
 
 ARMS = {'base': BASE, 'single tables': replace(BASE, relational=0.), 'databases': databases(S), 'no drift': replace(BASE, drift=0.),
         'evidence alone': told(ridge=False), 'z-scores alone': told(ridge=False, evidence=False), 'no laws or clusters': replace(BASE, prior=replace(BASE.prior, law_share=0., cluster_share=0.)),
+        'no propensities': replace(BASE, stream=replace(S, tasks=replace(S.tasks, propensity_share=0.))),
         'learned schemas': prior(learned_share=1.), 'designed schemas': prior(learned_share=0.), 'Mode A only': mode(0.), 'Mode B only': mode(1.),
         'no messages': prior(content=replace(S.prior.content, n_rounds=(0, 0))), 'depth 1': databases(replace(S, tasks=replace(S.tasks, depth=(1, 1))))}
 

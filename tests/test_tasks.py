@@ -6,7 +6,7 @@ from rdbpfn.dfs import hops_from, plan_features, values_of
 from rdbpfn.dfs_tensor import Engine
 from rdbpfn.examples import flights
 from rdbpfn.prior import sample_database
-from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, static_candidates, teaches
+from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, propensity, static_candidates, teaches
 from rdbpfn.views import SMALL, TaskConfig, View, add_features, children_with_time, choose_rows, standard_ranks
 
 
@@ -97,6 +97,28 @@ def test_queries_lie_later_where_that_is_asked_for():
                 assert view.cutoffs[:60].max() <= view.cutoffs[60:].min()
                 seen += 1
     assert seen > 10
+
+
+def test_a_propensity_is_a_sum_of_features_and_noise_that_a_row_shares_for_a_while():
+    rng, R, shared, signal = np.random.default_rng(3), 400, [], []
+    rows, cutoffs = np.repeat(np.arange(R//2), 2), np.tile([0, 10**15], R//2)
+    for _ in range(300):
+        view = View(None, 'any', rows, cutoffs, 1, False, (), rng.normal(size=(R, 5)))
+        values = propensity(rng, view).values
+        fit = view.x @ np.linalg.lstsq(view.x, values, rcond=None)[0]
+        rest = (values - fit).reshape(-1, 2)
+        signal.append(np.corrcoef(fit, values)[0, 1]); shared.append(np.corrcoef(rest.T)[0, 1])
+    assert np.quantile(signal, .1) < .35 and np.quantile(signal, .9) > .85             # from nearly nothing to nearly everything
+    assert max(shared) > .7 and abs(np.quantile(shared, .2)) < .15                    # one season for both looks, or two
+
+
+def test_only_propensities_come_where_they_alone_are_wanted():
+    config, some = TaskConfig(propensity_share=1.), 0
+    for seed in range(20):
+        tasks, again = ([*each_task(seed, sample_database(seed), 200, 12, 120, config)] for _ in range(2))
+        assert all(t.target == 'propensity' for t in tasks) and [t.x.tobytes() + t.y.tobytes() for t in tasks] == [t.x.tobytes() + t.y.tobytes() for t in again]
+        some += len(tasks)
+    assert some > 60
 
 
 def test_noise_rarely_passes_and_signal_always():
