@@ -2,7 +2,7 @@
 
     python scripts/ship_weights.py [--runs FOLDER[,FOLDER...]] [--after N]
 
-Copies weights and configuration of the last run, and adds the logs, configurations and costs of these runs, in their order, to those of the runs on record (without any the default weights
+Copies weights and configuration of the last run (of the others an about.json with `config` and `progress`, perhaps a `note`, serves in place of a checkpoint), and adds the logs, configurations and costs of these runs, in their order, to those of the runs on record (without any the default weights
 stay as they are). The first of them began with the weights of run N on record; 0: it began from nothing. Then writes the model card from them and from the records nbs/results/stages.jsonl (judge_weights.py), dev.jsonl and relf1.jsonl (rdbpfn evaluate).
 """
 import argparse, json, shutil
@@ -28,10 +28,14 @@ if args.runs:
     before = json.loads((results/'pretrain_config.json').read_text())
     log = [json.loads(line) for line in open(results/'pretrain.jsonl')]
     log += [dict(stage=len(before) + i + 1) | json.loads(line) for i, r in enumerate(runs) for line in open(r/'metrics.jsonl')]
-    checkpoints = [load_checkpoint(r/'checkpoint.safetensors', 'cpu') for r in runs]
+    def about(r):
+        "What is on record of a run"
+        if (r/'about.json').exists(): found = json.loads((r/'about.json').read_text())
+        else: found = dict(zip(('config', 'progress'), load_checkpoint(r/'checkpoint.safetensors', 'cpu')[2:])); found['config'] = to_dict(found['config'])
+        return found | dict(digest=weights_id(str(r/'rdbpfn.safetensors')) if (r/'rdbpfn.safetensors').exists() else None)
     with atomic_path(results/'pretrain.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in log), encoding='utf-8')
     with atomic_path(results/'pretrain_config.json') as tmp:
-        tmp.write_text(json.dumps(before + [dict(config=to_dict(config), progress=progress, digest=weights_id(str(r/'rdbpfn.safetensors')), after=len(before) + i if i or args.after is None else args.after) for i, (r, (_, _, config, progress)) in enumerate(zip(runs, checkpoints))], indent=1) + '\n', encoding='utf-8')
+        tmp.write_text(json.dumps(before + [about(r) | dict(after=len(before) + i if i or args.after is None else args.after) for i, r in enumerate(runs)], indent=1) + '\n', encoding='utf-8')
 
 def behind(runs):
     "Numbers of the runs behind the last one, from the one that began from nothing"
@@ -39,15 +43,16 @@ def behind(runs):
     while (before := runs[found[0] - 1].get('after', found[0] - 1)): found.insert(0, before)
     return found
 
-def stage(n, c, r):
+def stage(n, run):
+    c, r = run['config'], run['progress']
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
     return {'run': n, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
-            'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]),
-            'databases': f"{c['relational']:.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
+            'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]) + (f" ({run['note']})" if 'note' in run else ''),
+            'databases': f"{c['relational']:.0%}", 'propensities': f"{c.get('stream', {}).get('tasks', {}).get('propensity_share', 0):.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
 numbers, end = behind(runs), runs[-1]['progress']
-stages = pd.DataFrame([stage(n, runs[n - 1]['config'], runs[n - 1]['progress']) for n in numbers])
+stages = pd.DataFrame([stage(n, runs[n - 1]) for n in numbers])
 suite = means_table(read_records(results/'dev.jsonl'), ['rdbpfn', 'released', 'lightgbm', 'random_forest', 'xgboost'])
 f1 = as_table(select(read_records(results/'relf1.jsonl'), features='dfs-2', n_shots=512)).reset_index(['task', 'regime']).reset_index(drop=True)
 judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
@@ -63,7 +68,7 @@ library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v3
+# rdbpfn weights v4
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
 ({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads{told}), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
