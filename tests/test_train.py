@@ -164,7 +164,7 @@ def test_a_run_without_evidence_can_be_the_beginning_of_one_with_it_and_not_the_
     pretrain(plain, tmp_path/'one', progress_bar=False)
     model = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
     old = load_model(tmp_path/'one'/'rdbpfn.safetensors')
-    assert model.cell.weight.shape[1] == 5 and model.cell.weight[:, 1:].abs().min() > 0 and model.target.weight.shape[1] == (5 if 'ridge' in told else 1)
+    assert model.cell.weight.shape[1] == 5 and model.cell.weight[:, 1:].abs().min() > 0 and model.target.weight.shape[1] == (7 if 'ridge' in told else 1)
     assert all(torch.equal(a[..., :b.shape[-1]], b) for a, b in zip(model.parameters(), old.parameters()))
     again = start(with_it, tmp_path/'two', False, torch.device('cpu'), tmp_path/'one')[0]
     assert torch.equal(again.cell.weight, model.cell.weight)
