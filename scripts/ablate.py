@@ -46,7 +46,8 @@ def train(name, seed, work, seconds):
     run.mkdir(parents=True, exist_ok=True)
     config = replace(ARMS[name], seed=seed)
     n = steps_for(config, run, seconds)
-    pretrain(replace(config, steps=n, decay=n//2), run, resume=(run/'checkpoint.safetensors').exists(), validate_every=1e9, progress_bar=False)
+    last = pretrain(replace(config, steps=n, decay=n//2), run, resume=(run/'checkpoint.safetensors').exists(), validate_every=1e9, progress_bar=False)
+    if last.get('step', n) < n: raise SystemExit(f'{run} was stopped at step {last["step"]} of {n}; the same command goes on with it.')
     return run
 
 def real(weights, data, records):
