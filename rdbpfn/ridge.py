@@ -61,4 +61,4 @@ def ask_ridges(
     dual: torch.Tensor # (B, n, 6) what `fit_ridges` found
 ) -> torch.Tensor: # (B, m, 6)
     "What the regressions say of other rows [beyond the paper]"
-    return torch.stack([(K*a[:, None]).sum(2) for K, a in zip(likenesses(q, k, weight), dual.unbind(2))], 2)        # a matrix product would add in another order for other numbers of queries
+    return torch.stack([K.mul_(a[:, None]).sum(2) for K, a in zip(likenesses(q, k, weight), dual.unbind(2))], 2)        # a matrix product would add in another order for other numbers of queries

@@ -31,7 +31,9 @@ if args.runs:
     def about(r):
         "What is on record of a run"
         if (r/'about.json').exists(): found = json.loads((r/'about.json').read_text())
-        else: found = dict(zip(('config', 'progress'), load_checkpoint(r/'checkpoint.safetensors', 'cpu')[2:])); found['config'] = to_dict(found['config'])
+        else:
+            _, _, config, progress = load_checkpoint(r/'checkpoint.safetensors', 'cpu')
+            found = dict(config=to_dict(config), progress=progress)
         return found | dict(digest=weights_id(str(r/'rdbpfn.safetensors')) if (r/'rdbpfn.safetensors').exists() else None)
     with atomic_path(results/'pretrain.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in log), encoding='utf-8')
     with atomic_path(results/'pretrain_config.json') as tmp:
@@ -48,7 +50,7 @@ def stage(n, run):
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
     return {'run': n, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
             'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]) + (f" ({run['note']})" if 'note' in run else ''),
-            'databases': f"{c['relational']:.0%}", 'propensities': f"{c.get('stream', {}).get('tasks', {}).get('propensity_share', 0):.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
+            'databases': f"{c['relational']:.0%}", 'propensities': f"{c['stream']['tasks'].get('propensity_share', 0):.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
 
 runs = json.loads((results/'pretrain_config.json').read_text())
 numbers, end = behind(runs), runs[-1]['progress']

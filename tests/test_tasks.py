@@ -6,7 +6,7 @@ from rdbpfn.dfs import hops_from, plan_features, values_of
 from rdbpfn.dfs_tensor import Engine
 from rdbpfn.examples import flights
 from rdbpfn.prior import sample_database
-from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, propensity, static_candidates, teaches
+from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, propensity, squashed, static_candidates, teaches
 from rdbpfn.views import SMALL, TaskConfig, View, add_features, children_with_time, choose_rows, standard_ranks
 
 
@@ -104,7 +104,7 @@ def test_a_propensity_is_a_sum_of_features_and_noise_that_a_row_shares_for_a_whi
     rows, cutoffs = np.repeat(np.arange(R//2), 2), np.tile([0, 10**15], R//2)
     for _ in range(300):
         view = View(None, 'any', rows, cutoffs, 1, False, (), rng.normal(size=(R, 5)))
-        values = propensity(rng, view).values
+        values = propensity(rng, view, squashed(view.x)).values
         fit = view.x @ np.linalg.lstsq(view.x, values, rcond=None)[0]
         rest = (values - fit).reshape(-1, 2)
         signal.append(np.corrcoef(fit, values)[0, 1]); shared.append(np.corrcoef(rest.T)[0, 1])
