@@ -293,11 +293,15 @@ class Recorder:
                     core_seconds=self.before['core_seconds'] + self.world*(time.process_time() - self.cpu))
 
     def after_step(self, model, optimizer, config, progress, loss, norm, stop):
-        "Write what is due: a record every 100 steps, validation and checkpoint on their timers and at the end"
+        "Write what is due: checkpoint and validation on their timers and at the end, a record every 100 steps; who is told to stop saves first"
         self.losses.append(loss)
         if self.rank > 0: return
         now = time.time()
         check, save = stop or now - self.validated > self.validate_every, stop or now - self.saved > self.save_every
+        if save:
+            save_checkpoint(self.out/'checkpoint.safetensors', model, optimizer, config, progress)
+            save_model(averaged(model, optimizer), self.out/'rdbpfn.safetensors')
+            self.saved = time.time()
         if check or len(self.losses) >= 100:
             self.record = progress | dict(train_loss=sum(self.losses)/len(self.losses), grad_norm=norm, sample_share=self.sampling/(now - self.begin))
             if check:
@@ -307,10 +311,6 @@ class Recorder:
                 if self.more: self.record |= {f'valid_real_{k}': v for k, v in self.more(net).items()}
             with open(self.out/'metrics.jsonl', 'a') as f: f.write(json.dumps(self.record) + '\n')
             self.losses = []
-        if save:
-            save_checkpoint(self.out/'checkpoint.safetensors', model, optimizer, config, progress)
-            save_model(averaged(model, optimizer), self.out/'rdbpfn.safetensors')
-            self.saved = time.time()
 
 # %% ../nbs/16_train.ipynb #99ea89f4
 def pretrain(
