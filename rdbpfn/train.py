@@ -58,8 +58,8 @@ class TrainConfig:
 # %% ../nbs/16_train.ipynb #f8d408e9
 STAGE_2 = TrainConfig(rows=(64, 1100), cols=(3, 60), ramp=1, optimizer='muon', lr=8e-4, relational=.6, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.25, cluster_share=.1), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6, propensity_share=.5)))
 PRESETS = {
-    'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3,
-                        model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True, ridge=True)),
+    'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3, model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True, ridge=True)),
+    'small': replace(STAGE_2, rows=(64, 1000), cols=(3, 48), tokens=6144, lr=2e-3, warmup=50, steps=800, decay=400, model=ModelConfig(n_layers=4, width=64, hidden=128, evidence=True, ridge=True)),
     'cpu': TrainConfig(),
     'cpu-relational': STAGE_2,
     'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),

@@ -76,7 +76,7 @@ def relaunch(
 # %% ../nbs/22b_workshop.ipynb #ed56c3f9
 @workshop.command()
 def pretrain(
-    preset: Annotated[str, typer.Option(help='tiny (a minute), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
+    preset: Annotated[str, typer.Option(help='tiny (a minute), small (a few), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
     out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')], # made if it is not there
     init: Annotated[Path|None, typer.Option(help='Folder of the run to begin with: stage 1, for a relational preset')] = None, # its weights, and its cost
     resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint

@@ -13,13 +13,12 @@ import torch
 from judge_weights import judge, sets
 from rdbpfn.core import atomic_path
 from rdbpfn.evaluate import run_suite
-from rdbpfn.model import ModelConfig, load_model
+from rdbpfn.model import load_model
 from rdbpfn.records import append_record, read_records
-from rdbpfn.train import STAGE_2, load_checkpoint, pretrain
+from rdbpfn.train import PRESETS, load_checkpoint, pretrain
 
-S, TRIAL = STAGE_2.stream, 30
-BASE = replace(STAGE_2, rows=(64, 1000), cols=(3, 48), tokens=6144, lr=2e-3, warmup=50,
-               model=ModelConfig(n_layers=4, width=64, hidden=128, evidence=True, ridge=True))
+BASE, TRIAL = PRESETS['small'], 30
+S = BASE.stream
 def told(**parts): return replace(BASE, model=replace(BASE.model, **parts))
 def databases(stream): return replace(BASE, relational=1., stream=stream)
 def prior(**parts): return databases(replace(S, prior=replace(S.prior, **parts)))
