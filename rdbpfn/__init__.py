@@ -2,7 +2,8 @@ __version__ = "0.1.0"
 
 # The names that most users need. Each is imported when it is first asked for, so that `import rdbpfn` stays quick
 # and loads no torch, dgl or featuretools (tests/test_repository.py checks that).
-_home = dict(Database='database', InPlace='in_place', InputError='core', RDBPFNClassifier='classifier', RelationalClassifier='relational', Task='questions')
+_home = dict(Database='database', InPlace='in_place', InputError='core', RDBPFNClassifier='classifier', RDBPFNRegressor='classifier',
+             RelationalClassifier='relational', RelationalRegressor='relational', Task='questions')
 __all__ = list(_home)
 
 

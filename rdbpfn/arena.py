@@ -7,7 +7,6 @@ __all__ = ['ArenaModel', 'register']
 
 # %% ../nbs/21c_arena.ipynb #10b8de52
 from importlib.util import find_spec
-import numpy as np
 from .database import Database
 from .relational import RelationalClassifier
 

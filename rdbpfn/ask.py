@@ -83,6 +83,13 @@ def read_rows(
     if not len(frame): raise InputError(f'{name} has no rows: --{option} needs at least one.')
     return frame
 
+def _as_written(s):
+    "Text as truth values or numbers if all of it is written as such; 001 is a name"
+    import pandas as pd
+    if s.isin(['True', 'False']).all(): return s == 'True'
+    number = pd.to_numeric(s, errors='coerce')
+    return s if s.str.match(r'\s*[+-]?0\d').any() or (number.isna() & s.notna()).any() else number
+
 def _read(source, columns, option, database, table):
     "What a source holds, and what to call it"
     import pandas as pd
@@ -94,7 +101,9 @@ def _read(source, columns, option, database, table):
     as_it_stands = {} if holds_numbers(database, table, columns[0]) else {columns[0]: str}
     try:
         if asked or path.suffix == '.sql': return ask_sql(database, source if asked else path.read_text()), name
-        return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, converters=as_it_stands), name
+        if path.suffix == '.parquet': return pd.read_parquet(path), name
+        frame = pd.read_csv(path, converters=as_it_stands, dtype={c: str for c in columns[1:]})
+        return frame.assign(**{c: _as_written(frame[c]) for c in columns[1:] if c in frame}), name
     except InputError as e: raise InputError(f'--{option}: {e}') from None
     except Exception as e: raise InputError(f'{name} is not CSV, Parquet or SQL ({type(e).__name__}): --{option} takes rows with {needs}.') from None
 
@@ -140,7 +149,7 @@ def times_told(
     "What --times says [contract: time]"
     out = {}
     for said in (text.split(',') if text else ()):
-        table, dot, column = said.strip().partition('.')
+        table, dot, column = said.strip().rpartition('.')
         if not (table and dot): raise InputError(f"--times must read TABLE.COLUMN, or TABLE. for a table that is visible at all times, separated by commas, got '{text}'.")
         if table in out: raise InputError(f"--times speaks of table '{table}' twice: a table has one time, or none.")
         out[table] = column or None
@@ -162,7 +171,7 @@ def open_asked(
     ask: Asked # options
 ) -> tuple: # database, entity table, its key column
     "The database and who is asked about [beyond the paper]"
-    table, dot, column = ask.entity.partition('.')
+    table, dot, column = ask.entity.rpartition('.')
     if not (table and dot and column): raise InputError(f"--entity must read TABLE.COLUMN, such as customers.customer_id, got '{ask.entity}'.")
     database = open_database(ask.db, times_told(ask.times), ask.in_place)
     pkey = (entity := database.schema[table]).pkey
@@ -208,9 +217,11 @@ def fitted(
     import pandas as pd
     from rdbpfn.core import pick_device
     from rdbpfn.history import as_span
+    from rdbpfn.model import load_model
     from rdbpfn.questions import questions
     needs(ask, 'db', 'entity', 'context', 'target')
     pick_device(ask.device)
+    if ask.weights: load_model(ask.weights)
     if ask.label_delay is not None: as_span(ask.label_delay, '--label-delay')
     database, table, column = open_asked(ask)
     model = estimator(ask, database, table, column)
@@ -226,12 +237,10 @@ def fitted(
 # %% ../nbs/22c_ask.ipynb #a5032eac
 def _saved_times(r):
     "{table: time} of the tables that a saved estimator reads in its database; past labels are not among them"
-    from rdbpfn.dfs import plan_features
     from rdbpfn.history import history_table
     from rdbpfn.questions import tables_of
-    from rdbpfn.schema import Schema
-    p = r['params']
-    plan = plan_features(Schema.from_dict(r['schema']), p['entity_table'], p['max_depth'], tuple(p['mask']), p['target'] and tuple(p['target']), aggs={k: tuple(v) for k, v in r['aggs'].items()})
+    from rdbpfn.relational import saved_plan
+    plan, p = saved_plan(r), r['params']
     return {t: plan.schema[t].time_col for t in tables_of(plan) if p['label_delay'] is None or t != history_table(p['entity_table'])}
 
 def loaded(
@@ -263,7 +272,7 @@ def feature_table(
     "The features of questions, each as of its cutoff [C.2.2]"
     import pandas as pd
     from rdbpfn.dfs import plan_features
-    from rdbpfn.questions import aggregations, features_as_of, questions
+    from rdbpfn.questions import aggregations, features_as_of, questions, tables_of
     needs(ask, 'db', 'entity')
     database, table, column = open_asked(ask)
     like = estimator(ask, database, table, column)
@@ -271,7 +280,7 @@ def feature_table(
     who, cutoffs = questions(database, rows, table, column, ask.time)
     plan = plan_features(database.schema, table, like.max_depth, like.mask, aggs=aggregations(like.features, database, cutoffs))
     if not len(plan): raise InputError(f"Table '{table}' offers no features within {like.max_depth} hops: go further with --depth.")
-    if cutoffs is not None: database.check_times(sorted({h.target for f in plan for h in f.path}))
+    if cutoffs is not None: database.check_times(sorted(tables_of(plan)))
     if twice := {*rows} & {*plan.names}: raise InputError(f'A feature and a column of --query are both called {min(twice)!r}: rename that of the query.')
     with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs, cache=like.cache)
     return plan, pd.concat([rows.reset_index(drop=True), frame], axis=1)

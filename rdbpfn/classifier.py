@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import InputError, pick_device
+from .schema import as_times
 from .model import RDBPFN, load_model
 from .encoding import FrameEncoder, View
 from .ensemble import Ensemble, Member, choose_members, draw_contexts
@@ -103,6 +104,10 @@ class InContext(BaseEstimator):
         "Which of the labelled rows, of classes codes (N,), asked at times (N,), each estimator reads: list of positions"
         for name in ('n_estimators', 'n_context', 'n_columns'):
             if not isinstance(n := getattr(self, name), (int, np.integer)) or n < 1: raise InputError(f'{name} must be a whole number of 1 or more, got {n!r}.')
+        if not isinstance(self.views, (list, tuple)) or not self.views: raise InputError(f"views must be one or more names, such as ('raw', 'squashed'), got {self.views!r}.")
+        if times is not None:
+            times = as_times(pd.Series(times), 'times').to_numpy()
+            if len(times) != len(codes) or np.isnat(times).any(): raise InputError(f'There are {len(codes)} rows but {(~np.isnat(times)).sum()} times: give one for each row.')
         return draw_contexts(self.context, codes, times, self.n_context, self.n_estimators, check_random_state(self.random_state))
 
 # %% ../nbs/17_classifier.ipynb #be75486d
@@ -111,7 +116,8 @@ def _frame(self: InContext, X, reset):
     "X as a frame, its columns noted (`reset`) or compared with those of `fit`"
     with as_input_error():
         if not isinstance(X, pd.DataFrame):
-            return pd.DataFrame(validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False))
+            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
+            return pd.DataFrame(X, columns=getattr(self, 'feature_names_in_', None))
         validate_data(self, X, reset=reset, skip_check_array=True)
     if not X.size: raise InputError(f'The frame has {X.shape[0]} rows and {X.shape[1]} columns: give at least one of each.')
     return X
@@ -120,21 +126,20 @@ def _frame(self: InContext, X, reset):
 def _read(self: InContext, frame, asked, codes, contexts, rates):
     "Read a frame (n, C) with questions asked (n, K); rates (K,): share of yes among all labels"
     dtype, network = pick_dtype(self.dtype), pick_network(self.model, self.device)
-    self.rates_, self.encoder_, self.ensemble_ = rates, FrameEncoder().fit(frame), None
-    x = self.encoder_.transform(frame)
-    if not (x.shape[1] and asked.shape[1]): return self._note(frame, contexts, x)
+    encoder = FrameEncoder().fit(frame)
+    x = encoder.transform(frame)
+    if not (x.shape[1] and asked.shape[1]): return self._note(frame, contexts, x, rates, encoder, None)
     members = choose_members(x, codes, asked, contexts, self.views, self.n_columns, self.columns, rates if self.context == 'balanced' else None, check_random_state(self.random_state))
     used = np.unique(np.concatenate([m.cols for m in members]))
     for m in members: m.cols = np.searchsorted(used, m.cols)
-    self.encoder_.plan = {j: how for i, (j, how) in enumerate(self.encoder_.plan.items()) if i in set(used)}
-    self.ensemble_ = Ensemble(network, x[:, used], asked, members, dtype)
-    return self._note(frame, contexts, x)
+    encoder.plan = {j: how for i, (j, how) in enumerate(encoder.plan.items()) if i in set(used)}
+    return self._note(frame, contexts, x, rates, encoder, Ensemble(network, x[:, used], asked, members, dtype))
 
 @patch
-def _note(self: InContext, frame, contexts, x):
-    "What was used, for summaries"
-    members = self.ensemble_.members if self.ensemble_ else []
-    self.used_ = dict(rows=len(np.unique(np.concatenate(contexts))), columns=frame.shape[1], columns_that_vary=x.shape[1], columns_read=len(self.encoder_.plan) if members else 0, members=len(members))
+def _note(self: InContext, frame, contexts, x, rates, encoder, ensemble):
+    "Keep what was read, all at once, and what was used, for summaries"
+    self.rates_, self.encoder_, self.ensemble_, members = rates, encoder, ensemble, ensemble.members if ensemble else []
+    self.used_ = dict(rows=len(np.unique(np.concatenate(contexts))), columns=frame.shape[1], columns_that_vary=x.shape[1], columns_read=len(encoder.plan) if members else 0, members=len(members))
     return self
 
 @patch
@@ -163,10 +168,11 @@ class RDBPFNClassifier(ClassifierMixin, InContext):
     def fit_contexts(self, X, codes, classes, contexts, rates=None):
         "Read the rows of X (n, C) with class numbers codes (n,) that contexts name; rates (K,) of the classes among all labels, should X hold a part of them"
         frame = self._frame(X, reset=True)
-        self.classes_ = classes
-        self.base_rate_ = np.bincount(codes, minlength=len(classes))/len(codes) if rates is None else rates
+        rates = np.bincount(codes, minlength=len(classes))/len(codes) if rates is None else rates
         asked = codes[:, None] == ([1] if len(classes) == 2 else np.arange(len(classes)))
-        return self._read(frame, asked, codes, contexts, self.base_rate_[-asked.shape[1]:])
+        self._read(frame, asked, codes, contexts, rates[-asked.shape[1]:])
+        self.classes_, self.base_rate_ = classes, rates
+        return self
 
     def predict_proba(self, X):
         "Probabilities (m, K) of the `classes_` for rows X (m, C) with the columns of `fit`"
@@ -190,22 +196,27 @@ class RDBPFNRegressor(RegressorMixin, InContext):
     def fit_contexts(self, X, y, thresholds, contexts):
         "Read the rows of X (n, C) with numbers y (n,), cut at `Thresholds`, that contexts name"
         frame, asked = self._frame(X, reset=True), y[:, None] > thresholds.at
+        self._read(frame, asked, np.searchsorted(thresholds.at, y), contexts, asked.mean(0))
         self.thresholds_ = thresholds
-        return self._read(frame, asked, np.searchsorted(thresholds.at, y), contexts, asked.mean(0))
+        return self
 
     def predict_above(self, X):
         "Probabilities (m, K) that the number is more than each of `thresholds_.at`"
         m, log_odds = self._log_odds(X)
         return np.tile(self.rates_, (m, 1)) if log_odds is None else 1/(1 + np.exp(-np.clip(log_odds, -500, 500)))
 
+    def predict_with_quantiles(self, X, q=(.1, .5, .9)):
+        "Mean (m,) and quantiles (m, Q) of each row's distribution, at probabilities q (Q,) between 0 and 1; 0.5 is the median"
+        p = self.predict_above(X)
+        return masses(p) @ self.thresholds_.means, np.stack([quantile(self.thresholds_, p, v) for v in np.atleast_1d(q)], 1)
+
     def predict(self, X):
         "Mean of each row's distribution (m,)"
-        return masses(self.predict_above(X)) @ self.thresholds_.means
+        return self.predict_with_quantiles(X)[0]
 
     def predict_quantiles(self, X, q=(.1, .5, .9)):
-        "Quantiles (m, Q) of each row's distribution, at probabilities q (Q,) between 0 and 1; 0.5 is the median"
-        p = self.predict_above(X)
-        return np.stack([quantile(self.thresholds_, p, v) for v in q], 1)
+        "The quantiles (m, Q) alone"
+        return self.predict_with_quantiles(X, q)[1]
 
 # %% ../nbs/17_classifier.ipynb #86d14b56
 @patch
@@ -251,7 +262,7 @@ def parts(
     e, plan = self.ensemble_, {str(j): how for j, how in self.encoder_.plan.items()}
     about = dict(kind=type(self).__name__, params={k: getattr(self, k) for k in SAVED}, names=list(self.feature_names_in_) if hasattr(self, 'feature_names_in_') else None,
                  n_features=self.n_features_in_, used=self.used_, rates=self.rates_.tolist(), encoder=plan, **self._learnt())
-    if not isinstance(self.random_state, (int, type(None))): about['params']['random_state'] = 0
+    if not isinstance(self.random_state, (int, np.integer, type(None))): about['params']['random_state'] = 0
     if e is None: return about, {}
     about['network'], weights = pack_network(e.network)
     about['members'] = [dict(view=m.view.name, flip=m.flip) for m in e.members]

@@ -11,7 +11,7 @@ import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .core import atomic_path
+from .core import InputError, atomic_path
 from .ask import Answered, Asked, check_outputs, description, feature_table, keys_of, ready, stage, takes, write_table
 from .workshop import Sentences, show, workshop
 
@@ -38,8 +38,10 @@ def answers(
     model: 'Relational', # fitted
     rows: 'pd.DataFrame' # (m, ...) keys and cutoffs
 ) -> dict: # column -> (m,)
-    "What is written beside each question [5.2; issue 6, item 4]"
-    if not hasattr(model, 'classes_'): return dict(prediction=model.predict(rows)) | dict(zip(('low', 'median', 'high'), model.predict_quantiles(rows, (.1, .5, .9)).T))
+    "What is written beside each question [5.2; beyond the paper]"
+    if not hasattr(model, 'classes_'):
+        mean, quantiles = model.predict_with_quantiles(rows, (.1, .5, .9))
+        return dict(prediction=mean) | dict(zip(('low', 'median', 'high'), quantiles.T))
     proba = model.predict_proba(rows)
     return dict(prediction=model.classes_[proba.argmax(1)]) | {f'probability_{c}': p for c, p in zip(model.classes_, proba.T)}
 
@@ -55,6 +57,7 @@ def predict(
     check_outputs(out=ask.out, save=save)
     model, rows = ready(ask)
     with stage(f'Answering {len(rows):,} questions'): found = answers(model, rows)
+    if twice := {*rows} & {*found}: raise InputError(f'An answer and a column of --query are both called {min(twice)!r}: rename that of the query.')
     if save: model.save(save)
     write_table(rows.assign(**found), ask.out)
     summary(rows, model.used_, model.time_col and model.plan_, begin, predictions=ask.out, estimator=save)
@@ -95,7 +98,9 @@ def explain(
     plot: Annotated[Optional[Path], typer.Option(help='Where to draw the leading effects (.png, .svg or .pdf)')] = None, # mean over all questions
 ) -> None:
     "Say which relations and features moved each prediction. Options are those of predict."
+    from rdbpfn.explain import check_by
     begin = time.time()
+    check_by(by)
     check_outputs(out=ask.out, plot=plot)
     model, rows = ready(ask)
     rows = rows.reset_index(drop=True)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
-from .core import InputError, check_range
+from .core import InputError, check_pair, check_range
 
 # %% ../nbs/07c_columns.ipynb #129d092f
 @dataclass
@@ -167,7 +167,7 @@ class ColumnConfig:
     holes_share: float = .5 # columns with missing cells, in such a database
     n_categories: tuple = (2, 1000) # fewest and most categories of a nominal column
     def __post_init__(self):
-        check_range(self, 'noise', 1e-6, 100); check_range(self, 'n_categories', 2, 100_000)
+        check_pair(self, 'noise', 1e-6, 100); check_pair(self, 'n_categories', 2, 100_000)
         for f in ('timed_share', 'copy_share', 'noise_share', 'missing_share', 'holes_share'): check_range(self, f, 0, 1)
 
 # %% ../nbs/07c_columns.ipynb #1ea957af

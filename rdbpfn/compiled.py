@@ -14,7 +14,9 @@ from .core import InputError, atomic_path
 def compiler() -> list: # command that starts it, empty where there is none
     "The C++ compiler that the user names in CXX, or the system's [contract: scale]"
     found = next(filter(None, map(shutil.which, ('c++', 'g++', 'clang++'))), '')
-    return shlex.split(os.environ.get('CXX') or found)
+    told = os.environ.get('CXX') or found
+    try: return shlex.split(told)
+    except ValueError as e: raise InputError(f'CXX is no command ({e}: {told}): set it to one such as c++, or to nothing.') from None
 
 # %% ../nbs/12c_compiled.ipynb #77b7bfdf
 def cache_folder() -> Path: # not created here

@@ -9,7 +9,7 @@ __all__ = ['ContentConfig', 'weights', 'Network', 'draw_network', 'messages', 't
 # %% ../nbs/08_content.ipynb #f32c4656
 from dataclasses import dataclass
 import torch
-from .core import InputError, apply_mlp, check_range
+from .core import apply_mlp, check_pair, check_range
 from .topology import Blueprint
 from .structure import Rows
 from .columns import ColumnConfig, draw_heads
@@ -25,10 +25,8 @@ class ContentConfig:
     strength: tuple = (3., 1.5) # of the messages of a relation: median, and standard deviation of the logarithm
     columns: ColumnConfig = ColumnConfig() # the heads
     def __post_init__(self):
-        check_range(self, 'n_rounds', 0, 16); check_range(self, 'hidden', 1, 4096)
-        check_range(self, 'focus', 0, 1); check_range(self, 'spike', 0, 5); check_range(self, 'strength', 0, 100)
-        for f in ('n_rounds', 'focus', 'spike'):
-            if len(v := getattr(self, f)) != 2 or v[0] > v[1]: raise InputError(f'ContentConfig.{f} must be (smallest, largest), got {v!r}.')
+        check_pair(self, 'n_rounds', 0, 16); check_pair(self, 'focus', 0, 1); check_pair(self, 'spike', 0, 5)
+        check_range(self, 'hidden', 1, 4096); check_range(self, 'strength', 0, 100)
 
 # %% ../nbs/08_content.ipynb #de0a9a9e
 def weights(

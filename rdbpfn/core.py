@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'seed_of', 'generator', 'pick_device', 'random_mlp', 'apply_mlp', 'to_dict', 'from_dict', 'check_range',
-           'atomic_path']
+           'check_pair', 'atomic_path']
 
 # %% ../nbs/00_core.ipynb #cb2555ad
 import json, os
@@ -105,8 +105,21 @@ def check_range(
     "Refuse a config whose field is outside `[low, high]`, naming field and range [contract: bad input]"
     value = getattr(config, field)
     values = value if isinstance(value, (tuple, list)) else (value,)
-    if not all(isinstance(v, (int, float)) and low <= v <= high for v in values):
-        raise InputError(f'{type(config).__name__}.{field} must lie in [{low:g}, {high:g}], got {value!r}.')
+    name = f'{type(config).__name__}.{field}'
+    if not all(isinstance(v, (int, float)) and low <= v <= high for v in values): raise InputError(f'{name} must lie in [{low:g}, {high:g}], got {value!r}.')
+    if type(config).__dataclass_fields__[field].type is int and not isinstance(value, int): raise InputError(f'{name} must be a whole number, got {value!r}.')
+
+def check_pair(
+    config, # dataclass instance, for its name
+    field: str, # which field, whose default is a pair of whole numbers or of any
+    low: float, # smallest allowed value
+    high: float = float('inf') # largest allowed value
+) -> None: # raises InputError outside the range, or if there is nothing between the two
+    "Refuse a config whose field is no pair (smallest, largest) within `[low, high]` [contract: bad input]"
+    check_range(config, field, low, high)
+    pair, whole = getattr(config, field), all(isinstance(v, int) for v in type(config).__dataclass_fields__[field].default)
+    good = isinstance(pair, (tuple, list)) and len(pair) == 2 and pair[0] <= pair[1] and not (whole and any(isinstance(v, float) for v in pair))
+    if not good: raise InputError(f"{type(config).__name__}.{field} must be (smallest, largest){' in whole numbers'*whole}, got {pair!r}.")
 
 # %% ../nbs/00_core.ipynb #ee4fb7fe
 @contextmanager

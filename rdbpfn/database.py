@@ -24,9 +24,12 @@ def _key_part(s, where):
     if content == 'boolean': return 'truth values', s.fillna(False).astype(bool).to_numpy(), ok
     if content in ('floating', 'mixed-integer-float', 'decimal'):
         v = s.where(ok, np.nan).astype('float64').to_numpy()
-        ok = np.isfinite(v) & (np.abs(v) <= 2**53) & (v == np.floor(v))
+        ok = np.isfinite(v) & (np.abs(v) < 2**53) & (v == np.floor(v))
         return 'whole numbers', np.where(ok, v, 0).astype('int64'), ok
-    if content == 'integer': return 'whole numbers', s.where(ok, 0).astype('int64').to_numpy(), ok
+    if content == 'integer':
+        v = s.where(ok, 0)
+        if not -2**63 <= int(v.min()) <= int(v.max()) < 2**64: raise InputError(f"{where} holds whole numbers of more than 64 bits: keep them as text, here and where they are referred to.")
+        return 'whole numbers', v.astype('int64' if int(v.max()) < 2**63 else object).to_numpy(), ok
     if content.startswith('date'): return 'times', as_times(s, where).to_numpy().astype('int64'), ok
     return 'text' if content == 'string' else 'mixed values', s.astype(object).to_numpy(), ok
 
@@ -40,17 +43,14 @@ class _KeyIndex:
         again = index.duplicated()
         self.repeats, self.example = rows[again], next(iter(index[again].tolist()), None)
         self.rows, self.index = rows[~again], index[~again]
-
     @staticmethod
     def parts(frame, where):
         contents, values, oks = zip(*(_key_part(frame.iloc[:, i], where) for i in range(frame.shape[1])))
         return contents, pd.Index(values[0]) if len(values) == 1 else pd.MultiIndex.from_arrays(values), np.logical_and.reduce(oks)
-
     def wrong_type(self, contents):
         "A sentence's worth of difference between what the two sides consist of, or None"
         for theirs, ours in zip(contents, self.contents):
             if theirs != ours and 'nothing' not in (theirs, ours): return f'{theirs} where {self.name} holds {ours}'
-
     def find(self, frame, where, strict=True):
         "Row of each key, -1 where no row has it; an InputError for an ambiguous or incomparable key if `strict`"
         contents, index, ok = self.parts(frame, where)
@@ -77,7 +77,6 @@ class Database:
             for n in t.names:
                 if n not in frame: raise no_such('column', n, f'the frame of table {t.name!r}', frame.columns)
             self.table_dict[t.name] = pd.DataFrame({c.name: as_stored(frame[c.name], c.kind, f'{t.name}.{c.name}').array for c in t.columns}, index=range(len(frame)), copy=False)
-
     def __repr__(self): return f"Database({', '.join(f'{n}: {len(t):,} x {t.shape[1]}' for n, t in self.table_dict.items())})"
 
     def n_rows(self,
@@ -114,6 +113,7 @@ def _schema(frames, pkey_col, fkeys, time_col, kinds):
     "The schema of frames: keys and times as told, kinds as told or else inferred"
     for t in (t for told in (pkey_col, fkeys, time_col, kinds) for t in told):
         if t not in frames: raise no_such('table', t, 'the database', frames)
+        for c in (c for c in kinds.get(t, ()) if c not in frames[t]): raise no_such('column', c, f'table {t!r}', frames[t])
     links = []
     for child, columns, target in ((t, c, p) for t in fkeys for c, ps in fkeys[t].items() for p in (ps if isinstance(ps, list) and not isinstance(ps[0], str) else [ps])):
         parent, to = (target, pkey_col.get(target)) if isinstance(target, str) else target
@@ -228,18 +228,15 @@ class InstanceGraph:
     "Rows as nodes and references as edges [Def. 3.4: G_in]"
     n_rows: dict # {table: N}, the nodes
     edges: dict # {ForeignKey: (child_rows, parent_rows)}, int64 (n_edges,) each, in the order of the child's rows
-
     def fan_out(self,
         fkey: ForeignKey # one of `edges`
     ) -> np.ndarray: # int64 (N_parent,): 0 for a parent without children
         "How many children each parent row has through a foreign key [5.1.2: the degrees that the prior shapes]"
         return np.bincount(self.edges[fkey][1], minlength=self.n_rows[fkey.parent])
-
     @property
     def relations(self):
-        "{(source table, relation type, target table): (source rows, target rows)}, both ways: the form DGL takes [Def. 3.4]"
-        both = [[((f.child, f.name, f.parent), (c, p)), ((f.parent, f'reverse {f.name}', f.child), (p, c))] for f, (c, p) in self.edges.items()]
-        return dict(r for pair in both for r in pair)
+        "{(source table, relation type, target table): (source rows, target rows)}, both ways, as graph libraries such as DGL take them [Def. 3.4]"
+        return {r: e for f, (c, p) in self.edges.items() for r, e in (((f.child, f.name, f.parent), (c, p)), ((f.parent, f'reverse {f.name}', f.child), (p, c)))}
 
 @patch
 def graph(
@@ -261,13 +258,14 @@ def from_folder(
     path = Path(path)
     try:
         spec = json.loads((path/'schema.json').read_text())
+        if not isinstance(spec, dict) or not all(isinstance(s, dict) for s in spec.values()): raise ValueError('schema.json holds no {table: {...}}')
         frames = {t: first_rows(path/'db'/f'{t}.parquet', limit) for t in spec}
     except FileNotFoundError as e: raise InputError(f"The folder {path} has no {Path(e.filename).name}: it needs a schema.json and db/<table>.parquet for each table in it.") from None
     except ValueError as e: raise InputError(f"The folder {path} cannot be read ({str(e).splitlines()[0]}): schema.json must be JSON and the tables Parquet.") from None
-    columns = lambda c, to: tuple(c.split(',')) if isinstance(to[-1], list) and len(to[-1]) > 1 and isinstance(to[0], str) else c
-    fkeys = {t: {columns(c, to): to for c, to in s['fk'].items()} for t, s in spec.items() if s.get('fk')}
+    columns = lambda t, c: tuple(c.split(',')) if isinstance(c, str) and c not in frames[t] else c
     told = lambda k: {t: s[k] for t, s in spec.items() if s.get(k)}
-    said = {k: {**s.get(k, {}), **(keys.get(k) or {})} for s in [dict(pkey_col=told('pk'), fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds'))] for k in s | keys}
+    pkeys, fkeys = {t: columns(t, c) for t, c in told('pk').items()}, {t: {columns(t, c): to for c, to in fk.items()} for t, fk in told('fk').items()}
+    said = {k: {**s.get(k, {}), **(keys.get(k) or {})} for s in [dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds'))] for k in s | keys}
     db, silent = cls.from_frames(frames, **said), not any(s.get('time') for s in spec.values())
     dates = lambda t: [c.name for c in db.schema[t].columns if c.kind == 'datetime' or looks_like_times(db.table_dict[t][c.name])] if silent else ()
     return _noted(db, {t: s.get('unclear') or dates(t) for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
@@ -315,11 +313,12 @@ def from_sql(
 @patch(cls_method=True)
 def from_relbench(
     cls: Database,
-    db # a `relbench.base.Database`, or anything of its shape
+    db, # a `relbench.base.Database`, or anything of its shape
+    **keys # `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds` as in `from_frames`: a table named there is as told there
 ) -> Database: # shares no frame with it
     "A database from RelBench's own [contract: interface]"
-    told = lambda a: {n: getattr(t, a) for n, t in db.table_dict.items() if getattr(t, a)}
-    return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, told('pkey_col'), told('fkey_col_to_pkey_table'), told('time_col'))
+    told = {k: {n: getattr(t, k) for n, t in db.table_dict.items() if getattr(t, k)} for k in ('pkey_col', 'fkey_col_to_pkey_table', 'time_col')}
+    return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
 
 @patch
 def to_relbench(
@@ -338,12 +337,13 @@ def to_relbench(
 def open(
     cls: Database,
     what, # a Database, {table: frame}, a folder, a URL or file, a RelBench database, an Ibis connection
-    **keys # for frames, folders and SQL: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`; for the last two `limit`
+    **keys # but for a Database: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`; for folders and SQL `limit`, too
 ) -> Database: # `what` itself if it is one already
     "Open a database, whatever it is kept in [beyond the paper]"
+    if isinstance(what, cls) and any(keys.values()): raise InputError(f"A Database has its keys, times and kinds already: leave out {', '.join(k for k, v in keys.items() if v)}, or name them where it is read or made.")
     if isinstance(what, cls): return what
     if isinstance(what, dict): return cls.from_frames(what, **keys)
-    if hasattr(what, 'table_dict'): return cls.from_relbench(what)
+    if hasattr(what, 'table_dict'): return cls.from_relbench(what, **keys)
     where = str(what)
     if '://' not in where and Path(where).is_dir(): return cls.from_folder(where, **keys)
     if '://' in where or hasattr(what, 'list_tables') or Path(where).is_file(): return cls.from_sql(what, **keys)

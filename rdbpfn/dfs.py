@@ -36,8 +36,7 @@ def hops_from(
 ) -> list: # of `Hop`
     "Every hop out of a table, except the one that would only lead back to the row we came from [C.2.2]"
     def hop(f, forward):
-        twins = [g for g in schema.fkeys if (g.child, g.parent) == (f.child, f.parent)]
-        name = f.parent if forward else f.child
+        twins, name = [g for g in schema.fkeys if (g.child, g.parent) == (f.child, f.parent)], f.parent if forward else f.child
         return Hop(f, forward, f"{name}[{','.join(f.columns)}]" if len(twins) > 1 or f.child == f.parent else name)
     back = came_by.fkey if came_by and not came_by.forward else None
     return [hop(f, True) for f in schema.fkeys_of(table) if f != back] + [hop(f, False) for f in schema.fkeys_to(table)]
@@ -116,7 +115,7 @@ class Plan:
 
     def select(self, names):
         "The plan with the named features only, in that order [contract: interface]"
-        known = dict(zip(self.names, self.features))
+        known, names = dict(zip(self.names, self.features)), [names] if isinstance(names, str) else names
         for n in names:
             if n not in known: raise InputError(f'The plan has no feature {n!r}: `plan.names` lists the {len(self)} that it has.')
         return Plan(self.entity_table, tuple(known[n] for n in names), self.mask, self.schema)
@@ -163,6 +162,7 @@ def plan_features(
         for a in names:
             base, days = agg_parts(a)
             if kind not in AGGREGATES[base].kinds or kind == 'datetime' and days: raise InputError(f"A column of kind {kind!r} cannot be aggregated by {a!r}: choose from {', '.join(feature_set('full', (30,)).get(kind, ())) or 'none'}.")
+    if target is not None and (isinstance(target, str) or len(target) != 2): raise InputError(f'target must be a pair (table, column), got {target!r}.')
     if target is not None: schema[target[0]][target[1]]
     keys = {(f.child, c) for f in schema.fkeys for c in f.columns} | {(f.parent, c) for f in schema.fkeys for c in f.parent_columns}
     hidden = keys | {(t.name, c) for t in schema.tables for c in t.pkey} | {tuple(target or ())}

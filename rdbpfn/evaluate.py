@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 import numpy as np, pandas as pd
 from . import __version__
 from .core import InputError, generator

@@ -163,6 +163,11 @@ def _one(what, found, path):
     if len(found) != 1: raise InputError(f"{path} should have one {what}, but {len(found)} fit ({', '.join(found) or 'none'}): name it in task.json.")
     return found[0]
 
+def _entity(about, pkeys, folder):
+    "The column of a task's entities, and the table whose rows they are"
+    column = about.get('entity') or _one('column that is a primary key', [c for c in _frame(folder/'train.parquet') if c in [k for _, k in pkeys]], folder)
+    return column, about.get('entity_table') or _one(f'table with primary key {column!r}', [n for n, k in pkeys if k == column], folder)
+
 def _frame(path):
     if not path.exists(): raise InputError(f"The task's folder {path.parent} has no {path.name}: it needs train.parquet, val.parquet and test.parquet.")
     return pd.read_parquet(path)
@@ -182,14 +187,12 @@ def from_folder(
     for s, f in zip(_SPLITS, frames):
         for c in (*frames[0], *(about[k] for k in ('entity', 'time', 'label') if k in about)):
             if c not in f: raise no_such('column', c, f'{folder/s}.parquet', f.columns)
-    entity = about.get('entity') or _one('column that is a primary key', [c for c in frames[0] if c in [k for _, k in pkeys]], folder)
+    entity, table = _entity(about, pkeys, folder)
     time = about.get('time') or _one('column of times', list(frames[0].select_dtypes('datetime')), folder)
     target = about.get('label') or _one('column for the label', [c for c in frames[0] if c not in (entity, time)], folder)
-    table = about.get('entity_table') or _one(f'table with primary key {entity!r}', [n for n, k in pkeys if k == entity], path)
-    neighbours = [_about(path/'tasks'/n) for n in task_names(path)]
-    borrowed = [c for a in neighbours if a.get('entity') == entity for c in a['mask'] or ()]
-    mask = tuple(dict.fromkeys(borrowed if about['mask'] is None else about['mask']))
-    return cls(name, path, table, entity, time, target, mask, *(f[[entity, time, target]].astype({time: 'datetime64[ns]'}) for f in frames))
+    neighbours = [(_about(f), f) for f in (path/'tasks'/n for n in task_names(path))]
+    mask = about['mask'] if about['mask'] is not None else [c for a, f in neighbours if a['mask'] and _entity(a, pkeys, f)[1] == table for c in a['mask']]
+    return cls(name, path, table, entity, time, target, tuple(dict.fromkeys(mask)), *(f[[entity, time, target]].astype({time: 'datetime64[ns]'}) for f in frames))
 
 # %% ../nbs/03_examples.ipynb #060aebd0
 def task_names(

@@ -10,6 +10,7 @@ import hashlib, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from . import __version__
 from .core import InputError, atomic_path
 from .schema import Column, ForeignKey, Schema, Table, as_times
 from .database import Database
@@ -33,6 +34,8 @@ def time_scales(
     until=None # datetime: nothing at or after it is looked at; None: everything is
 ) -> tuple: # widths in days, ascending; () if no table has times
     "Widths for `feature_set('full', widths)` [contract: features]"
+    try: until = None if until is None else np.datetime64(until, 'ns')
+    except (TypeError, ValueError): raise InputError(f"until must be a moment in time, such as '2013-09-01', got {until!r}.") from None
     span = lambda table: np.subtract(*(db.time_span(table, until) or (0, 0)))/-86_400e9
     days = max(map(span, db.schema.names), default=0)
     return tuple(float(f'{days/k:.2g}') for k in (64, 16, 4)) if days > 1e-3 else ()
@@ -107,7 +110,7 @@ def cached_features(
     "Features, computed only if nobody has computed them before [beyond the paper]"
     import pyarrow as pa, pyarrow.parquet as pq
     when = None if cutoffs is None else np.asarray(cutoffs, 'datetime64[ns]')
-    path = Path(folder)/f'{digest(db, engine.__name__, plan, np.asarray(rows), when)}.parquet'
+    path = Path(folder)/f'{digest(db, __version__, engine.__name__, plan, np.asarray(rows), when)}.parquet'
     if not path.exists():
         x = engine(db, plan, rows, cutoffs)
         values = {n: x[n].cat.categories.tolist() for n in x if isinstance(x[n].dtype, pd.CategoricalDtype)}

@@ -107,12 +107,14 @@ def ask(
     sql: str # a query over its tables, in the dialect of the place
 ) -> pd.DataFrame: # its result
     "The rows of a query, which the place answers itself [beyond the paper]"
+    if self.before is not None: raise InputError(f'A query sees all rows, and this place is cut before {self.before}: ask the whole place, with the moment in the query.')
     import ibis
     from rdbpfn.store import asking
-    folder = not hasattr(self.source, 'list_tables') and Path(str(self.source)).is_dir()
-    con = ibis.duckdb.connect() if folder else self.relation(self.schema.names[0])[1].con
-    for t in self.schema.names if folder else (): con.read_parquet(Path(self.source)/'db'/f'{t}.parquet', table_name=t)
-    with asking(self.source): return con.sql(sql).to_pandas()
+    with asking(self.source, 'answer the query', f"it may read the tables {', '.join(self.schema.names)}"):
+        folder = not hasattr(self.source, 'list_tables') and Path(str(self.source)).is_dir()
+        con = ibis.duckdb.connect() if folder else self.relation(self.schema.names[0])[1].con
+        for t in self.schema.names if folder else (): con.read_parquet(Path(self.source)/'db'/f'{t}.parquet', table_name=t)
+        return con.sql(sql).to_pandas()
 
 # %% ../nbs/13b_in_place.ipynb #be67a041
 def open_database(

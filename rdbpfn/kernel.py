@@ -7,7 +7,7 @@ __all__ = ['PACKING', 'UNPACKING', 'SPACE', 'WEIGHTS', 'FORWARD', 'GATHER', 'SLO
            'library', 'available', 'FusedAttention']
 
 # %% ../nbs/14b_kernel.ipynb #31fdd978
-import ctypes, math, os
+import ctypes, os
 from functools import lru_cache
 import torch
 from .arithmetic import ARITHMETIC, OPTIONS

@@ -244,7 +244,7 @@ def sample_graphs(
 ) -> list: # of (parents, n_cols, sizes), as `dress` takes them
     "New schema graphs, a pure function of the arguments [5.1.1, C.1.1]"
     network = network or default_layerdag()
-    most = min(max_tables or network.config.max_tables, network.config.max_tables)
+    most = network.config.max_tables if max_tables is None else min(max_tables, network.config.max_tables)
     if n < 1 or most < 2: raise InputError(f'Sampling needs n >= 1 and max_tables >= 2, got {n} and {most}.')
     gen, live = generator(seed, index), torch.arange(n)
     done = Batch(*torch.zeros(2, n, most, dtype=torch.int64), torch.full((n, most), -1), torch.zeros(n, most, most, dtype=torch.int64))

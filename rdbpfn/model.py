@@ -313,9 +313,12 @@ def load_model(
     path = Path(path or default_weights())
     state = read_tensors(path)
     if any(k.startswith('transformer_blocks.') for k in state): state = rename_released(state)
-    if 'cell.weight' not in state or 'head.0.weight' not in state: raise InputError(f"'{path}' holds no RDB-PFN weights: its first tensor is '{next(iter(state), 'none')}'.")
+    lost = [k for k in ('cell.weight', 'target.weight', 'blocks.0.mlp.0.weight', 'head.0.weight', 'head.2.weight') if k not in state]
+    if lost: raise InputError(f"'{path}' holds no RDB-PFN weights: tensor '{lost[0]}' is missing, its first is '{next(iter(state), 'none')}'.")
     beside = path.with_suffix('.json')
-    config = from_dict(ModelConfig, json.loads(beside.read_text())) if beside.is_file() else infer_config(state)
+    try: config = from_dict(ModelConfig, json.loads(beside.read_text())) if beside.is_file() else infer_config(state)
+    except InputError: raise
+    except (ValueError, TypeError, AttributeError) as e: raise InputError(f"'{beside}' is not a readable configuration ({type(e).__name__}): copy the one that was saved with the weights, or remove it, and shapes are read off the weights.") from None
     model = RDBPFN(config)
     for k, p in model.state_dict().items():
         if k not in state: raise InputError(f"'{path}' does not fit its configuration {config}: tensor '{k}' is missing.")

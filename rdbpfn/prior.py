@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd
 from .content import ContentConfig, sample_content
-from .core import InputError, check_range, generator
+from .core import InputError, check_pair, check_range, generator
 from .database import Database
 from .layerdag import load_layerdag, sample_graphs
 
@@ -32,7 +32,7 @@ class PriorConfig:
     days: tuple = (60., 7000.) # from the first moment of a database to the last, log-uniform
     ticks: tuple = (.1, .2, .1, .6) # chances that times are kept exactly, to the second, to the hour, to the day
     def __post_init__(self):
-        check_range(self, 'learned_share', 0, 1); check_range(self, 'days', 1e-3, 30_000); check_range(self, 'ticks', 0, 1)
+        check_range(self, 'learned_share', 0, 1); check_pair(self, 'days', 1e-3, 30_000); check_range(self, 'ticks', 0, 1)
         if len(self.ticks) != 4 or abs(sum(self.ticks) - 1) > 1e-6: raise InputError(f'PriorConfig.ticks must be 4 chances that sum to 1, got {self.ticks!r}.')
 
 SMALL = PriorConfig()

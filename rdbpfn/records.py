@@ -35,6 +35,7 @@ def read_records(
     for i, line in enumerate(Path(path).read_text().splitlines(), 1):
         try: record = json.loads(line)
         except json.JSONDecodeError:
+            if line.strip() and line[0] != '{': raise InputError(f"Line {i} of {path} is no record: name another file.") from None
             warnings.warn(f'Line {i} of {path} is cut short and is left out; its cell will be run again.')
             continue
         lost = [k for k in KEY if not isinstance(record, dict) or k not in record]

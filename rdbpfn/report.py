@@ -318,9 +318,9 @@ def make_report(
     "Tables, comparisons and figures of everything in the records [beyond the paper]"
     records = merge_records(*map(read_records, [paths] if isinstance(paths, (str, Path)) else paths))
     if not records: raise InputError('There are no records to report: run the evaluation first.')
+    if gone := [p for p in (published, log, judged) if p and not Path(p).is_file()]: raise InputError(f"There is no file '{gone[0]}' to report from.")
     models = list(dict.fromkeys(r['model'] for r in records))
-    for m in (*choose, *([reference] if reference else [])):
-        if m not in models: raise no_such('model', m, 'the records', models)
+    if unknown := [m for m in (*choose, *([reference] if reference else [])) if m not in models]: raise no_such('model', unknown[0], 'the records', models)
     check_draws(records := records if tasks is None else select(records, task=tuple(tasks)))
     if choose: records += best_on_validation(records, tuple(choose), n_draws=n_draws)
     parts, drawn = tables(records, reference or models[0], n_draws, tasks), figures(records, n_draws, tasks)

@@ -18,7 +18,7 @@ def places(
 
 # %% ../nbs/14e_ridge.ipynb #c7fd596f
 def relevance(
-    said: torch.Tensor # (B, n, C) evidence of the labelled rows
+    said: torch.Tensor # (B, n, C) evidence of the labelled rows, of the window n/8 (14c)
 ) -> torch.Tensor: # (B, 1, C), mean square 1 where anything is said at all
     "How much each column says alone [beyond the paper]"
     w = said.square().mean(1, keepdim=True)

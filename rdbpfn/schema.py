@@ -120,19 +120,17 @@ def fkeys_to(
 # %% ../nbs/01_schema.ipynb #74c3129a
 def _walk(schema):
     "Depth first towards the parents: finishing order, the foreign keys that close a cycle, the first cycle or None"
-    order, path, back, cycles = [], [], [], []
+    order, path, back = [], [], []
     def visit(t):
         path.append(t)
         for f in schema.fkeys_of(t):
             if f.parent == t or f.parent in order: continue
-            if f.parent in path:
-                back.append(f)
-                cycles.append(path[path.index(f.parent):] + [f.parent])
+            if f.parent in path: back.append((f, path[path.index(f.parent):] + [f.parent]))
             else: visit(f.parent)
         order.append(path.pop())
     for t in schema.names:
         if t not in order: visit(t)
-    return order, back, cycles[0] if cycles else None
+    return order, [f for f, _ in back], back[0][1] if back else None
 
 @patch
 def find_cycle(
@@ -220,10 +218,13 @@ def as_stored(
         s = s.astype(object)
         if types.infer_dtype(s, skipna=True) in ('mixed', 'bytes'): s = s.map(str, na_action='ignore')
         return s.where(s.notna(), None)
+    if kind == 'boolean' and not types.is_bool_dtype(s.dtype):
+        if odd := s[s.notna() & ~s.isin([0, 1])].tolist(): raise InputError(f"Column {where} is said to hold truth values but does not (such as {odd[0]!r}): write them as True and False or 1 and 0, or give it kind 'category'.")
+        s = s.astype(object).map(bool, na_action='ignore')
     if kind == 'boolean' and s.dtype != bool: return s.astype('boolean') if s.isna().any() else s.astype(bool)
     if kind == 'number' and not (isinstance(s.dtype, np.dtype) and s.dtype.kind in 'iuf'):
         if types.is_timedelta64_dtype(s.dtype): return s.dt.total_seconds()
-        try: return s.astype('int64') if types.is_integer_dtype(s.dtype) and s.notna().all() else s.where(s.notna(), np.nan).astype('float64')
+        try: return s.astype('uint64' if types.is_unsigned_integer_dtype(s.dtype) else 'int64') if types.is_integer_dtype(s.dtype) and s.notna().all() else s.where(s.notna(), np.nan).astype('float64')
         except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {(s[s.notna() & pd.to_numeric(s.astype(object), errors='coerce').isna()].tolist() or s.dropna().tolist())[0]!r}): give it kind 'category' or 'text'.") from None
     return s
 
@@ -345,6 +346,5 @@ def draw(
     y = {p: H - .2 - height/2 - step*i for i, layer in enumerate(layers) for p in layer}
     _draw_boxes(ax, self, x, y, width, height, text, loops, scale)
     _draw_fkeys(ax, self, x, y, width, height, chains, back, scale)
-    ax.set(xlim=(0, W), ylim=(0, H), aspect='equal')
-    ax.axis('off')
+    ax.set(xlim=(0, W), ylim=(0, H), aspect='equal'); ax.axis('off')
     return ax

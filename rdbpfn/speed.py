@@ -6,8 +6,7 @@
 __all__ = ['SHAPES', 'make_step', 'rate', 'gflop', 'matmul_gflops', 'rate_of_processes', 'bench_train']
 
 # %% ../nbs/19c_speed.ipynb #758a0e4b
-import math, os, time
-from dataclasses import replace
+import os, time
 from unittest.mock import patch
 import torch
 from torch.nn import functional as F

@@ -66,7 +66,8 @@ def _read_sqlalchemy(engine, only, limit):
 def _read_ibis(con, only, limit):
     "Frames of a database that Ibis can read, and the keys if it is DuckDB"
     import pyarrow as pa
-    nullable = lambda t: pd.Int64Dtype() if pa.types.is_signed_integer(t) else pd.BooleanDtype() if pa.types.is_boolean(t) else None
+    kinds = ((pa.types.is_signed_integer, pd.Int64Dtype()), (pa.types.is_unsigned_integer, pd.UInt64Dtype()), (pa.types.is_boolean, pd.BooleanDtype()))
+    nullable = lambda t: next((dtype for fits, dtype in kinds if fits(t)), None)
     names, found = None, []
     if con.name == 'duckdb':
         ours = 'where database_name = current_database() and schema_name = current_schema()'

@@ -120,7 +120,7 @@ def _connect(source):
     if not path.is_file(): raise InputError(f"There is no folder or file {str(source)!r}: give a folder of Parquet files, a DuckDB or SQLite file, a URL or an Ibis connection.")
     with open(path, 'rb') as f: start = f.read(16)
     if start[8:12] == b'DUCK': return ibis.duckdb.connect(path, read_only=True)
-    if start not in (b'', b'SQLite format 3\0'): raise InputError(f"{str(source)!r} is neither a DuckDB nor a SQLite file: give one of these, a folder of Parquet files, a URL or an Ibis connection.")
+    if start != b'SQLite format 3\0': raise InputError(f"{str(source)!r} is neither a DuckDB nor a SQLite file: give one of these, a folder of Parquet files, a URL or an Ibis connection.")
     return ibis.sqlite.from_connection(sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro', uri=True))
 
 # %% ../nbs/11d_store.ipynb #aed55130
@@ -135,16 +135,18 @@ def _secrets(source):
 
 @contextmanager
 def asking(
-    source # what `open_store` takes
+    source, # what `open_store` takes
+    what: str = 'compute the features', # for the error: what could not be done
+    advice: str = 'check the connection, and that the columns hold what the schema says' # and what to do about it
 ) -> None: # a context
     "Whatever goes wrong with a database is told in a sentence [contract: interface]"
-    name = source.name if isinstance(source, ibis.BaseBackend) else 'duckdb' if isinstance(source, Database) else source.split(':')[0] if _is_url(source) else Path(source).name
+    name = source.name if isinstance(source, ibis.BaseBackend) else 'duckdb' if isinstance(source, Database) else source.split(':')[0] if _is_url(source) else Path(str(source)).name
     try: yield
     except InputError: raise
     except Exception as e:
         why, secrets = (str(e).strip() or type(e).__name__).splitlines()[0], _secrets(source)
         for word in secrets: why = why.replace(word, '***')
-        raise InputError(f"{name} could not compute the features ({why}): check the connection, and that the columns hold what the schema says.") from (None if secrets else e)
+        raise InputError(f"{name} could not {what} ({why}): {advice}.") from (None if secrets else e)
 
 # %% ../nbs/11d_store.ipynb #2fba331d
 _COLLATED = dict(duckdb="select table_name, null from duckdb_tables() where sql ilike '%collate%' union all select view_name, null from duckdb_views() where not internal and exists (from duckdb_tables() where sql ilike '%collate%')",
@@ -238,7 +240,7 @@ def open_store(
 
 def _in_place(source, plan, names, fkeys, before):
     "The tables where they are, checked"
-    con = source if isinstance(source, ibis.BaseBackend) else _connect(source)
+    con = source if isinstance(source, ibis.BaseBackend) else _connect(str(source))
     if con.name == 'sqlite':
         for name, f in (('rdbpfn_ns', _sqlite_ns), ('rdbpfn_sort', _sqlite_sort)): con.con.create_function(name, 1, f, deterministic=True)
     folder = Path(source)/'db' if con is not source and Path(source).is_dir() else None

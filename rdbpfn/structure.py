@@ -9,7 +9,7 @@ __all__ = ['FLOATS', 'StructureConfig', 'Law', 'draw_law', 'unit', 'initial_stat
 # %% ../nbs/07_structure.ipynb #f12e908a
 from dataclasses import dataclass
 import torch
-from .core import InputError, apply_mlp, check_range, random_mlp
+from .core import InputError, apply_mlp, check_pair, check_range, random_mlp
 from .temporal import TemporalConfig, draw_times, sample_signature
 from .topology import Blueprint
 
@@ -31,11 +31,9 @@ class StructureConfig:
     temporal: TemporalConfig = TemporalConfig() # how signatures of timed tables are drawn
 
     def __post_init__(self):
-        for f, low, high in (('width', 1, 1024), ('candidates', 1, 4096), ('temperature', .01, 100), ('consensus', 0, 1), ('influence', 0, 1), ('mixing', 0, 1),
-                             ('strength', 0, 4), ('batches', 1, 10**6), ('nullable', 0, 1), ('null_rate', 0, 1), ('clustered', 0, 1)):
-            check_range(self, f, low, high)
-            v = getattr(self, f)
-            if isinstance(v, tuple) and (len(v) != 2 or v[0] > v[1]): raise InputError(f'StructureConfig.{f} must be (smallest, largest), got {v!r}.')
+        for f, low, high in (('width', 1, 1024), ('nullable', 0, 1), ('clustered', 0, 1)): check_range(self, f, low, high)
+        for f, low, high in (('candidates', 1, 4096), ('temperature', .01, 100), ('consensus', 0, 1), ('influence', 0, 1), ('mixing', 0, 1), ('strength', 0, 4), ('batches', 1, 10**6), ('null_rate', 0, 1)):
+            check_pair(self, f, low, high)
 
 # %% ../nbs/07_structure.ipynb #189f7cc8
 @dataclass(frozen=True, eq=False)

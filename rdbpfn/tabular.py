@@ -8,7 +8,8 @@ __all__ = ['pick', 'law', 'warp', 'categorise', 'spoil', 'holes', 'binarise', 'b
 # %% ../nbs/10_tabular.ipynb #8aa97892
 import torch
 from .core import InputError, generator
-from .worlds import TabularConfig, grow, integers, lookup, near_layer, normal, sum_layer, tables, tree_layer, uniform, unit
+from .temporal import standardise as unit
+from .worlds import TabularConfig, grow, integers, lookup, near_layer, normal, sum_layer, tables, tree_layer, uniform
 
 # %% ../nbs/10_tabular.ipynb #1462cf2a
 def pick(

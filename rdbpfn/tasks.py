@@ -212,7 +212,7 @@ def make_view(
     db: Database, # any
     entity: str, # table whose rows are to be predicted
     n_rows: int, # at most
-    n_context: int, # rows of the context
+    n_context: int, # rows of the context, if the view has as many rows as are wanted
     config: TaskConfig, # how
     repeat: bool = True # may a row be asked about at several moments?
 ) -> tuple: # view with features, and its candidates in random order

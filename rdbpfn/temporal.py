@@ -10,7 +10,7 @@ __all__ = ['GRID', 'MOMENTS', 'TRENDS', 'SEASONS', 'SPIKES', 'FAMILIES', 'betwee
 import math
 from dataclasses import dataclass
 import numpy as np, torch
-from .core import InputError, check_range
+from .core import InputError, check_pair, check_range
 
 # %% ../nbs/06_temporal.ipynb #9cb7cbc2
 GRID = 1024
@@ -88,9 +88,9 @@ FAMILIES = {'trend': TRENDS, 'season': SEASONS, 'spike': SPIKES}
 
 # %% ../nbs/06_temporal.ipynb #180dbd57
 def standardise(
-    curves: torch.Tensor # (..., GRID)
-) -> torch.Tensor: # (..., GRID) with mean 0 and standard deviation 1, or 0 where constant
-    "Bring curves to one scale, so that weights compare [C.1.2]"
+    curves: torch.Tensor # (..., n): of n moments, or of n rows
+) -> torch.Tensor: # (..., n) with mean 0 and standard deviation 1, or 0 where constant
+    "Bring curves to one scale, so that weights compare [C.1.2, 5.3]"
     curves = curves - curves.mean(-1, keepdim=True)
     return curves/(curves.square().mean(-1, keepdim=True).sqrt() + 1e-6)
 
@@ -104,14 +104,11 @@ class TemporalConfig:
     channels: int = 4                       # k of the level
 
     def __post_init__(self):
-        check_range(self, 'n_forms', 1, 8)
+        check_pair(self, 'n_forms', 1, 8)
         check_range(self, 'families', 0, 1)
-        check_range(self, 'strength', 0, 3)
+        check_pair(self, 'strength', 0, 3)
         check_range(self, 'channels', 1, 64)
         if len(self.families) != 3 or abs(sum(self.families) - 1) > 1e-6: raise InputError(f'TemporalConfig.families must be three chances that sum to 1, got {self.families}.')
-        for name in ('n_forms', 'strength'):
-            low, high = getattr(self, name)
-            if low > high: raise InputError(f'TemporalConfig.{name} must be (smallest, largest), got {(low, high)}.')
 
 # %% ../nbs/06_temporal.ipynb #f82cc4f6
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 import numpy as np, torch
-from .core import InputError, check_range
+from .core import InputError, check_pair, check_range
 from .schema import Column, ForeignKey, Schema, Table
 from .schemas import layers_of
 
@@ -52,20 +52,18 @@ MAX_PARALLEL = 3    # at most this many foreign keys of a table to one parent
 @dataclass(frozen=True)
 class TopologyConfig:
     "How blueprints are drawn [5.1.1, C.2.3]"
-    tables: tuple = (2, 8) # fewest and most tables
+    tables: tuple = (2, 8) # fewest and most tables; a learned schema (05) keeps to the second only
     columns: tuple = (8, 12) # fewest and most value columns in the whole database
     rows: tuple = (50, 5000) # fewest and most rows of a table without foreign keys, before `total_rows` shrinks it
     fan_out: tuple = (.5, 1000.) # fewest and most rows of a child per row of its largest parent
     total_rows: int = 12_000 # most rows of the whole database
-    max_fkeys: int = 4 # most foreign keys of one table
+    max_fkeys: int = 4 # most foreign keys of one table, in a hand-designed schema
     families: tuple = (1, 1, 1, 1, 1, 1, 1, 1) # weights, in the order of `FAMILIES`
     kinds: tuple = (.34, .22, .07, .24, .08, .05) # mean shares, in the order of `KINDS_OF_VALUES`
     timed: tuple = (.2, .75) # share of timed tables: without foreign keys, with foreign keys
     def __post_init__(self):
         for f, low, high in (('tables', 2, 64), ('columns', 3, 1000), ('rows', 1, 10**7), ('fan_out', .1, 1000)):
-            check_range(self, f, low, high)
-            v = getattr(self, f)
-            if len(v) != 2 or v[0] > v[1]: raise InputError(f'TopologyConfig.{f} must be (fewest, most), got {v!r}.')
+            check_pair(self, f, low, high)
         if not self.fan_out[1] >= 1: raise InputError(f'TopologyConfig.fan_out must allow a fan-out of 1, got {self.fan_out!r}.')
         check_range(self, 'total_rows', 40*self.tables[1], 10**9)
         check_range(self, 'max_fkeys', 2, MAX_PARALLEL*(self.tables[1] - 1))

@@ -8,7 +8,7 @@ __all__ = ['OPTIMIZERS', 'STAGE_2', 'PRESETS', 'VALID_SEED', 'TrainConfig', 'dif
            'train_step', 'start', 'stop_on_signal', 'Recorder', 'pretrain']
 
 # %% ../nbs/16_train.ipynb #9460171d
-import json, math, os, signal, threading, time
+import json, math, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -163,7 +163,7 @@ def load_checkpoint(
 ) -> tuple: # model, optimizer, config, progress
     "Read a checkpoint back, to the bit [5.3]"
     from safetensors import safe_open
-    if not path.is_file(): raise InputError(f"There is no checkpoint '{path}' to resume from: start without --resume.")
+    if not path.is_file(): raise InputError(f"There is no checkpoint '{path}', so no run to go on with or to begin with: name the folder of one, or leave --resume and --init out.")
     try:
         with safe_open(path, 'pt') as f: header, tensors = f.metadata(), {k: f.get_tensor(k).to(device) for k in f.keys()}
         config = from_dict(TrainConfig, json.loads(header['config']))
@@ -283,7 +283,7 @@ class Recorder:
     def __init__(self, out, progress, save_every, validate_every, more):
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.out, self.before, self.save_every, self.validate_every, self.more = out, dict(progress), save_every, validate_every, more
-        self.begin, self.cpu, self.losses, self.record, self.sampling = time.time(), time.process_time(), [], {}, 0.
+        self.begin, self.cpu, self.losses, self.record, self.sampling = time.time(), time.process_time(), [], dict(progress), 0.
         self.saved = self.validated = self.begin
         if self.rank == 0: out.mkdir(parents=True, exist_ok=True)
 
@@ -293,19 +293,19 @@ class Recorder:
                     core_seconds=self.before['core_seconds'] + self.world*(time.process_time() - self.cpu))
 
     def after_step(self, model, optimizer, config, progress, loss, norm, stop):
-        "Write what is due: checkpoint and validation on their timers and at the end, a record every 100 steps; who is told to stop saves first"
+        "Write what is due: checkpoint and validation on their timers and at the end, a record every 100 steps; what is validated is saved first"
         self.losses.append(loss)
         if self.rank > 0: return
         now = time.time()
-        check, save = stop or now - self.validated > self.validate_every, stop or now - self.saved > self.save_every
-        if save:
+        check, due = stop or now - self.validated > self.validate_every, now - self.saved > self.save_every
+        if check or due:
             save_checkpoint(self.out/'checkpoint.safetensors', model, optimizer, config, progress)
-            save_model(averaged(model, optimizer), self.out/'rdbpfn.safetensors')
+            save_model(net := averaged(model, optimizer), self.out/'rdbpfn.safetensors')
             self.saved = time.time()
         if check or len(self.losses) >= 100:
             self.record = progress | dict(train_loss=sum(self.losses)/len(self.losses), grad_norm=norm, sample_share=self.sampling/(now - self.begin))
             if check:
-                net, self.validated = averaged(model, optimizer), now
+                self.validated = now
                 self.record |= {f'valid_{k}': v for k, v in validate(net).items()}
                 if config.relational: self.record |= {f'valid_relational_{k}': v for k, v in validate(net, True).items()}
                 if self.more: self.record |= {f'valid_real_{k}': v for k, v in self.more(net).items()}
@@ -325,7 +325,7 @@ def pretrain(
     init: Path|None = None, # folder of an earlier stage, see `start`
     workers: int = 0, # processes that sample ahead; 0: sample between the steps, or, of several processes, while one waits for the others
     more: Callable|None = None # (averaged network) -> {name: number}, to be recorded at each validation: real tasks, see `Validation` (21)
-) -> dict: # the last record of metrics.jsonl
+) -> dict: # the last record of metrics.jsonl; of a run that had ended already, its progress
     "Pre-train until the steps or the minutes are used up; can be interrupted and resumed at any time [5.3]"
     out = Path(out)
     model, optimizer, config, progress = start(config, out, resume, pick_device(device), init)

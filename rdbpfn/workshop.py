@@ -7,7 +7,7 @@ __all__ = ['workshop', 'PRIORS', 'schemas', 'KEEP_MEMORY', 'bench', 'Json', 'Sen
            'pretrain', 'evaluate', 'report', 'show', 'bench_prior', 'bench_train', 'bench_dfs', 'bench_predict']
 
 # %% ../nbs/22b_workshop.ipynb #1cd6f1d6
-import json, os, sys, warnings
+import json, os, sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
@@ -106,7 +106,7 @@ def pretrain(
     dist.init_process_group('nccl' if gpus else 'gloo')
     more = Validation(validate_on, data) if validate_on and dist.get_rank() == 0 else None
     record = run(PRESETS[preset], out, resume, minutes, f"cuda:{os.environ['LOCAL_RANK']}" if gpus else 'cpu', init=init, workers=workers, more=more)
-    if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours, AUC {record.get('valid_auc', float('nan')):.3f} on synthetic tasks: {out}/rdbpfn.safetensors")
+    if dist.get_rank() == 0: typer.echo(f"{record['tables']:,} tables, {record['core_seconds']/3600:.2f} core-hours{', AUC {:.3f} on synthetic tasks'.format(record['valid_auc']) if 'valid_auc' in record else ', none of them now'}: {out}/rdbpfn.safetensors")
     dist.destroy_process_group()
 
 # %% ../nbs/22b_workshop.ipynb #54bd4b56
@@ -127,6 +127,7 @@ def evaluate(
 ) -> None:
     "Score models on a suite of tasks, a record for each cell."
     from rdbpfn.evaluate import run_suite
+    if out.suffix != '.jsonl': raise InputError(f"Cannot write '{out}': the file of --out must end with .jsonl.")
     numbers = [s.strip() for s in shots.split(',')]
     if not all(s.isdigit() and int(s) for s in numbers): raise InputError(f"--shots must be whole numbers separated by commas, got '{shots}'.")
     made = run_suite(suite, out, models.split(','), data, processes, typer.echo, predictions, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
@@ -176,6 +177,7 @@ def bench_prior(
 ) -> None:
     "Databases and tasks a second and core, memory, and where the time goes."
     from rdbpfn import stream
+    if n < 1: raise InputError(f'--n must be 1 or more, got {n}.')
     result = stream.bench_prior(n)
     show(result | dict(scale=stream.bench_rows()) if scale else result, as_json)
 

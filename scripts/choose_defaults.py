@@ -1,4 +1,4 @@
-"""Choose the defaults of the estimators (views, flips, columns, context policy, feature set) on validation splits, never on test (issue 6, items 2-4).
+"""Choose the defaults of the estimators (views, flips, columns, context policy, feature set) on validation splits, never on test.
 
     python scripts/choose_defaults.py --data FOLDER_OF_DATABASES --out nbs/results/ensemble.jsonl --draws 10 --queries 2000
 

@@ -1,4 +1,4 @@
-"""Numbers from the binary network: driver-position on rel-f1 beside LightGBM on the same features (issue 6, item 4).
+"""Numbers from the binary network: driver-position on rel-f1 beside LightGBM on the same features.
 
     python scripts/regression.py --data REL_F1_FOLDER --shots 512 --draws 10 --out nbs/results/regression.jsonl
 

@@ -250,7 +250,35 @@ def test_other_columns_in_the_query(net, change, says):
 
 
 @pytest.mark.parametrize('params, says', [(dict(n_estimators=0), 'n_estimators'), (dict(n_estimators=1.5), 'n_estimators'), (dict(model=3), 'model must be'), (dict(device='abacus'), 'not a device'), (dict(n_context=0), 'n_context'), (dict(n_columns=.5), 'n_columns'), (dict(columns='all'), 'columns must be'),
-                                          (dict(views=('log',)), 'no view'), (dict(dtype='int8'), 'dtype must be'), (dict(context='late'), 'no context policy'), (dict(context='recency'), 'needs to know when')])
+                                          (dict(views=('log',)), 'no view'), (dict(views='raw'), 'views must be one or more names'), (dict(views=()), 'views must be one or more names'), (dict(dtype='int8'), 'dtype must be'), (dict(context='late'), 'no context policy'), (dict(context='recency'), 'needs to know when')])
 def test_bad_parameters(params, says):
     x, y, _ = table()
     with pytest.raises(InputError, match=says): RDBPFNClassifier(**params).fit(x, y)
+
+
+def test_a_fit_that_fails_leaves_the_one_before(net):
+    x, y, _ = table()
+    m = RDBPFNClassifier(net).fit(x, y)
+    before = m.predict_proba(x)
+    with pytest.raises(InputError, match='columns must be'): m.set_params(columns='tpo').fit(x, np.where(y, 'p', 'q'))
+    assert np.array_equal(m.predict_proba(x), before) and set(m.predict(x)) <= {0, 1}
+
+
+def test_names_of_other_frames_are_kept(net):
+    import pyarrow as pa
+    x, y, _ = table(n_cols=2)
+    t = pa.table(dict(a=x[:, 0], b=x[:, 1]))
+    m = RDBPFNClassifier(net).fit(t, y)
+    assert list(m.feature_names_in_) == ['a', 'b'] and np.array_equal(m.predict_proba(t), RDBPFNClassifier(net).fit(x, y).predict_proba(x))
+    with pytest.raises(InputError, match='same order'): m.predict_proba(t.select(['b', 'a']))
+
+
+@pytest.mark.parametrize('policy', ['recent', 'recency', 'balanced'])
+def test_times_are_one_for_each_row(net, policy):
+    x, y, _ = table()
+    days = pd.date_range('2024-01-01', periods=len(x))
+    model = RDBPFNClassifier(net, n_context=20, context=policy)
+    for bad, says in ((days[:5], f'{len(x)} rows but 5 times'), (days.where(days > days[0]), f'{len(x)} rows but {len(x) - 1} times'), (range(len(x)), 'holds numbers'), (['soon']*len(x), 'ISO 8601')):
+        with pytest.raises(InputError, match=says): model.fit(x, y, times=bad)
+    rows = [np.unique(np.concatenate([m.rows for m in model.fit(x, y, times=t).ensemble_.members])) for t in (days, list(days), days.astype(str), days.date, pd.Series(days, range(7, 7 + len(x))))]
+    assert all(np.array_equal(r, rows[0]) for r in rows)

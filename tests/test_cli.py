@@ -131,9 +131,10 @@ def test_a_saved_estimator_answers_without_its_rows(shop, saved, tmp_path):
 
 
 def test_a_password_is_not_saved(shop, tmp_path):
-    for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('databricks://h?access_token=secret', False), ('md:x?motherduck_token=secret', False), ('mssql+pyodbc:///?odbc_connect=PWD%3Dsecret', False), ('duckdb:///shop.db', True), ('sqlite:///shop.db', True), ('a@b.db', True)):
+    here = Path().resolve()
+    for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('databricks://h?access_token=secret', False), ('md:x?motherduck_token=secret', False), ('mssql+pyodbc:///?odbc_connect=PWD%3Dsecret', False), ('duckdb:///shop.db', f'duckdb:///{here}/shop.db'), ('sqlite:////x/shop.db', 'sqlite:////x/shop.db'), ('a@b.db', f'{here}/a@b.db'), ('md:x', None)):
         about, _ = read_parts(fitted(shop).set_params(database=url).save(tmp_path/'m.rdbpfn'), ('RelationalClassifier',))
-        assert (about['relational']['database'] == url) == kept and b'secret' not in (tmp_path/'m.rdbpfn').read_bytes()
+        assert about['relational']['database'] == (kept or None) and b'secret' not in (tmp_path/'m.rdbpfn').read_bytes()
 
 
 def test_in_place_and_kept_features_give_the_same_answers(shop, tmp_path):
@@ -192,7 +193,7 @@ def test_what_the_database_warns_of_is_a_line(tmp_path, shop):
     with sqlite3.connect(tmp_path/'dates.db') as con:
         con.execute('create table customers (id text primary key, born timestamp, joined timestamp)'); con.executemany('insert into customers values (?, ?, ?)', [(f'{i:03d}', '1990-01-01', '2020-01-01') for i in range(40)])
     con.close()
-    code, err, _ = run('features', *options(shop, db=tmp_path/'dates.db', context=None, target=None, out=tmp_path/'x.csv'))
+    code, err, _ = run('features', *options(shop, db=tmp_path/'dates.db', context=None, target=None, time=None, out=tmp_path/'x.csv'))
     assert code == 0 and len(err) == 1 and err[0].startswith("note: Table 'customers' has several columns of dates"), err
 
 
@@ -246,6 +247,33 @@ def test_an_unclear_time_is_named_or_refused(visits, shop, tmp_path, end):
         assert (code, err, n) == (0, [], [want]) and said.splitlines()[-1] == f'always visible: {always}', err
     code, err, said, n = counted(shop, path, tmp_path/'x.csv', time=None)
     assert code == 0 and n == [2] and 'always visible' not in said                # without cutoffs all is visible, and meant to be
+
+def test_labels_are_read_as_they_are_written(shop, tmp_path):
+    for labels, want in ((('001', '1', '002'), ['001', '002', '1']), (('1', '2', '2'), ['1', '2']), (('True', 'False', 'True'), ['False', 'True'])):
+        read(shop/'known.csv').assign(label=[labels[i % 3] for i in range(30)]).to_csv(tmp_path/'known.csv', index=False)
+        code, err, _ = run('predict', *options(shop, context=tmp_path/'known.csv', out=tmp_path/'out.csv'))
+        assert code == 0 and [c.removeprefix('probability_') for c in read(tmp_path/'out.csv') if c.startswith('probability_')] == want, (err, want)
+
+def test_a_column_of_the_query_is_not_overwritten(shop, tmp_path):
+    read(shop/'asked.csv').assign(prediction='mine').to_csv(tmp_path/'asked.csv', index=False)
+    code, err, _ = run('predict', *options(shop, query=tmp_path/'asked.csv', out=tmp_path/'out.csv'))
+    assert code == 2 and "both called 'prediction'" in err[-1] and not (tmp_path/'out.csv').exists()
+
+def test_a_table_may_have_a_dot_in_its_name(shop, tmp_path):
+    with sqlite3.connect(tmp_path/'dots.db') as con:
+        con.execute('create table "sales.cust" (id text primary key, age real)'); con.executemany('insert into "sales.cust" values (?, ?)', [(f'{i:03d}', i % 2) for i in range(40)])
+    con.close()
+    code, err, _ = run('predict', *options(shop, db=tmp_path/'dots.db', entity='sales.cust.id', times='sales.cust.', out=tmp_path/'out.csv'))
+    assert code == 0 and not err
+
+def test_the_entitys_own_table_may_not_have_an_unclear_time(tmp_path, shop):
+    "A date of the entity's own row is a feature, so it has to be known when that row came into being"
+    with sqlite3.connect(tmp_path/'own.db') as con:
+        con.execute('create table customers (id text primary key, joined text, gone text, age real)')
+        con.executemany('insert into customers values (?, ?, ?, ?)', [(f'{i:03d}', '2024-01-01', '2024-06-01', i) for i in range(40)])
+    con.close()
+    code, err, _ = run('features', *options(shop, db=tmp_path/'own.db', query=SQL, context=None, target=None, out=tmp_path/'x.csv'))
+    assert code == 2 and "Table 'customers' has several columns of dates (joined, gone)" in err[-1] and not (tmp_path/'x.csv').exists(), err
 
 def test_predict_explain_and_a_saved_estimator_keep_the_times_told(visits, shop, tmp_path):
     path = visits('day timestamp, paid timestamp', ('2024-01-01', '2024-02-03'), ('2024-03-01', 'soon'))
@@ -334,15 +362,15 @@ def test_bad_questions_and_files_are_told_before_the_work(shop, tmp_path, monkey
     "Nothing is read if the results cannot be written, and nothing is computed if a question cannot be answered"
     def never(*a, **k): raise AssertionError('too late')
     monkeypatch.setattr('rdbpfn.relational.features_as_of', never)
-    for new, words in ((dict(query=SQL.replace('id,', "'x' as id,")), "not in table"), (dict(device='gpu'), 'not a device'), (dict(context_policy='best'), 'choose from')):
+    for new, words in ((dict(query=SQL.replace('id,', "'x' as id,")), "not in table"), (dict(device='gpu'), 'not a device'), (dict(weights='nowhere.safetensors'), 'nowhere.safetensors'), (dict(context_policy='best'), 'choose from')):
         code, err, _ = run('predict', *options(shop, **dict(out=tmp_path/'out.csv') | new))
         assert code == 2 and words in err[-1], err
     monkeypatch.setattr('rdbpfn.database.Database.open', never)
-    for command, new in (('predict', dict(save='no/m.rdbpfn')), ('predict', dict(out='no/x.csv')), ('explain', dict(plot='no/x.png')), ('explain', dict(plot=tmp_path/'x.bmp')), ('explain', dict(out='x.txt')),
+    for command, new in (('predict', dict(save='no/m.rdbpfn')), ('predict', dict(out='no/x.csv')), ('explain', dict(plot='no/x.png')), ('explain', dict(plot=tmp_path/'x.bmp')), ('explain', dict(out='x.txt')), ('explain', dict(by='foot')),
                          ('features', dict(describe='no/x.csv')), ('features', dict(out='no/x.csv'))):
         shared = options(shop, **dict(out=tmp_path/'out.csv') | new | (dict(context=None, target=None) if command == 'features' else {}))
         code, err, _ = run(command, *shared)
-        assert code == 2 and len(err) == 1 and 'Cannot write' in err[0], (command, new, err)
+        assert code == 2 and len(err) == 1 and ("not by 'foot'" if 'by' in new else 'Cannot write') in err[0], (command, new, err)
     assert not list(tmp_path.iterdir())
 
 

@@ -69,6 +69,19 @@ def test_floats_that_cannot_tell_whole_numbers_apart_do_not_match():
     big = 2**53
     assert rows(pair([big+1, big+2, 5], [float(big+2), 5., 5.5])) == [-1, 2, -1]
     assert rows(pair([big+1, big+2, 5], pd.array([big+1, None, 5], 'Int64'))) == [0, -1, 2]
+    assert rows(pair([big, big+1], [float(big+1), None])) == [-1, -1]                # a float that is 2**53 may have been 2**53 + 1
+    assert rows(pair([big, big+1], [decimal.Decimal(big+1), None])) == [-1, -1]
+
+def test_whole_numbers_of_64_bits_and_no_sign_match():
+    huge = [2**63, 2**64 - 1, 7]
+    for p in (pd.Series(huge, dtype='uint64'), pd.Series(huge, dtype='UInt64'), pd.Series(huge, dtype=object), pd.Series(huge, dtype='uint64[pyarrow]')):
+        for child, expected in ((pd.array([7, None, 2**64 - 1], 'UInt64'), [2, -1, 1]), (pd.Series([7, -2**63, -1]), [2, -1, -1]), (pd.Series([2**63, None, 7], dtype=object), [0, -1, 2]), (pd.Series([7., 2.**63]), [2, -1])):
+            assert rows(pair(p, child)) == expected, (p.dtype, child)
+    assert rows(pair([7, -1], pd.Series([2**64 - 1, 7], dtype='uint64'))) == [-1, 0]
+    db = Database.from_frames(dict(p=pd.DataFrame(dict(a=[2**63, 7], b=['x', 'x'])), c=pd.DataFrame(dict(a=[7, 2**63], b=['x', 'x']))), dict(p=('a', 'b')), dict(c={('a', 'b'): 'p'}))
+    assert rows(db) == [1, 0] and db.row_of('p', [(2**63, 'x'), (-2**63, 'x')]).tolist() == [0, -1]
+    with pytest.raises(InputError, match=r'p\.id holds whole numbers of more than 64 bits: keep them as text'): rows(pair([2**64, 1], [1]))
+    assert as_stored(pd.Series(huge, dtype='UInt64'), 'number', 't.c').tolist() == huge
 
 @pytest.mark.parametrize('parent, child', [([1, 2], ['1', '2']), (['1', '2'], [1, 2]), ([True, False], [1, 0]), ([0, 1], pd.date_range('1970', periods=2))])
 def test_keys_of_different_types_are_refused_and_reported(parent, child):
@@ -132,7 +145,8 @@ def test_the_callers_frames_are_untouched():
     (dict(time_col={'c': 'n'}), r'c\.n should hold times but holds numbers'),
     (dict(time_col={'c': 'word'}), r"c\.word should hold times, but 2 values .*such as 'a'"),
     (dict(kinds={'c': {'word': 'number'}}), r'c\.word is said to hold numbers'),
-    (dict(kinds={'c': {'word': 'colour'}}), "kind 'colour'")])
+    (dict(kinds={'c': {'word': 'boolean'}}), r"c\.word is said to hold truth values but does not \(such as 'a'\)"), (dict(kinds={'c': {'ref': 'boolean'}}), r'truth values but does not \(such as 2\)'),
+    (dict(kinds={'c': {'wrod': 'text'}}), "no column 'wrod' in table 'c': did you mean 'word'"), (dict(kinds={'c': {'word': 'colour'}}), "kind 'colour'")])
 def test_bad_input_is_one_sentence(keys, said):
     frames = dict(p=pd.DataFrame(dict(id=[1])), c=pd.DataFrame(dict(ref=[1, 2], n=[1, 2], word=['a', 'b'])))
     with pytest.raises(InputError, match=said) as e: Database.from_frames(frames, **keys)
@@ -156,6 +170,10 @@ def test_every_kind_is_stored_in_one_form():
             assert infer_kind(s) == kind, (values, infer_kind(s))
             stored = as_stored(s, kind, 't.c')
             assert stored.dtype.kind in allowed[kind] and stored.isna().tolist() == s.isna().tolist(), values
+    for values in ([1, 0, None], [1., None, True], [decimal.Decimal(1), None], pd.Categorical([True, None]), pd.array([1, None], 'Int64')):
+        assert as_stored(pd.Series(values), 'boolean', 't.c').tolist() == [pd.NA if pd.isna(v) else bool(v) for v in values]
+    for odd in (['no', None], ['0', '1'], [1, 2], [.5, None], pd.to_datetime(['1970-01-01'])):
+        with pytest.raises(InputError, match='t.c is said to hold truth values'): as_stored(pd.Series(odd), 'boolean', 't.c')
     assert as_stored(pd.Series([[1, 2], None, {'a': 1}]), 'text', 't.c').tolist() == ['[1, 2]', None, "{'a': 1}"]
 
 def test_times_in_zones_are_utc_whatever_holds_them():
@@ -226,14 +244,24 @@ def test_folder_keeps_what_dtypes_cannot_say(tmp_path):
     two = Schema(db.schema.tables, (*db.schema.fkeys, ForeignKey('c', 'both', 'p', 'a')))      # one column, two parents
     assert Database.from_folder(Database(frames, two).to_folder(tmp_path/'c')).schema.fkeys.__len__() == 3
 
+def test_folders_hold_a_composite_key_with_two_parents(tmp_path):
+    both = pd.DataFrame({'a': [1, 2], 'b': ['u', 'v'], 'x,y': [1, 2]})
+    db = Database.from_frames(dict(p=both, q=both[::-1], r=both, c=both), dict(p=('a', 'b'), q=('a', 'b'), r='x,y'), dict(c={('a', 'b'): [['p', ['a', 'b']], ['q', ['a', 'b']]], 'x,y': 'r'}))
+    again = Database.from_folder(db.to_folder(tmp_path))
+    assert again.schema == db.schema and [again.parent_rows(f).tolist() for f in again.schema.fkeys] == [[0, 1], [1, 0], [0, 1]]
+    spec = {**dict.fromkeys('pqr', dict(pk='a,b')), 'r': dict(pk='x,y'), 'c': dict(fk={'a,b': 'p', 'x,y': 'r'})}      # as a person would write it
+    (tmp_path/'schema.json').write_text(json.dumps(spec))
+    assert [f.name for f in Database.from_folder(tmp_path).schema.fkeys] == ['c.(a, b) -> p', 'c.x,y -> r']
+
 def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match='no schema.json'): Database.from_folder(tmp_path)
     (tmp_path/'schema.json').write_text('{"a": {}}')
     with pytest.raises(InputError, match='no a.parquet'): Database.from_folder(tmp_path)
     (tmp_path/'db').mkdir(); (tmp_path/'db'/'a.parquet').write_text('x'*100)
     with pytest.raises(InputError, match='cannot be read'): Database.from_folder(tmp_path)
-    (tmp_path/'schema.json').write_text('{')
-    with pytest.raises(InputError, match='cannot be read'): Database.from_folder(tmp_path)
+    for spec in ('{', '[]', '"a"', '{"a": 1}', '[{"a": {}}]'):
+        (tmp_path/'schema.json').write_text(spec)
+        with pytest.raises(InputError, match='cannot be read .*schema.json must be JSON'): Database.from_folder(tmp_path)
 
 @pytest.mark.parametrize('name, n_tables, n_fkeys', [('rel-f1', 9, 13), ('nycflights13', 5, 6), ('intl_football', 5, 7), ('cdnow', 2, 1)])
 def test_real_folders(name, n_tables, n_fkeys):
@@ -463,6 +491,12 @@ def test_duckdb_types_and_keys(tmp_path):
     assert Database.from_folder(db.to_folder(tmp_path/'out')).schema == db.schema
     assert Database.from_sql(f'duckdb://{tmp_path}/a.duckdb', tables=['v'], pkey_col={'v': 'id'}).row_of('v', [2]).tolist() == [1]
 
+def test_duckdb_numbers_without_a_sign_beside_a_null(tmp_path):
+    with pytest.importorskip('duckdb').connect(tmp_path/'a.duckdb') as con: con.execute("""create table p (id ubigint primary key, n utinyint); create table c (ref ubigint references p(id));
+      insert into p values (9007199254740992, 1), (9007199254740993, null), (18446744073709551615, 3); insert into c values (9007199254740993), (null), (18446744073709551615)""")
+    db = Database.open(tmp_path/'a.duckdb')
+    assert rows(db) == [1, -1, 2] and db.table_dict['p'].n.tolist()[::2] == [1, 3] and db.schema['p']['n'].kind == 'number'
+
 @pytest.mark.parametrize('url', ['postgresql+nodriver://anna:s3cret@db.example/shop', 'mysql+pymysql://anna:s3cret@127.0.0.1:1/shop', 'postgresql://127.0.0.1:1/shop?password=s3cret', 'nosuch://anna:s3cret@host/shop',
                                  'anna:s3cret@host', 'postgresql://anna:s3cret@host:port/x'])
 def test_unreachable_databases_are_one_sentence_without_the_password(url):
@@ -494,6 +528,15 @@ def test_relbench_there_and_back(relbench):
     assert again.schema == db.schema and [again.parent_rows(f).tolist() for f in again.schema.fkeys] == [[1], [0]]
     rel.table_dict['c'].df.loc[0, 'a'] = 1
     assert rows(db) == [1] and db.table_dict['c'].a[0] == 2
+
+def test_what_is_told_beside_an_open_database_is_heard_or_refused(relbench):
+    rel = pair([1, 2], [2, 1]).to_relbench()
+    rel.table_dict['c'].df['day'] = ['2024-01-01', '2024-01-02']
+    told = Database.open(rel, time_col=dict(c='day'), kinds=dict(p={'id': 'number'}), pkey_col=None)
+    assert told.schema['c'].time_col == 'day' and told.schema['p']['id'].kind == 'number' and rows(told) == [1, 0]
+    assert Database.open(told, time_col=None) is told
+    for keys in (dict(time_col=dict(c=None)), dict(kinds=dict(p={'id': 'key'})), dict(pkey_col=dict(c='day')), dict(limit=5)):
+        with pytest.raises(InputError, match=f'A Database has .*leave out {next(iter(keys))}, or'): Database.open(told, **keys)
 
 def test_relbench_refuses_what_it_cannot_hold(relbench):
     frames = dict(p=pd.DataFrame(dict(a=[1], b=[1])), c=pd.DataFrame(dict(a=[1], b=[1])))

@@ -257,6 +257,21 @@ def test_target_is_nowhere():
     for depth in (1, 2, 3): assert not any((f.table, f.column) == ('orders', 'paid') for f in plan_features(db.schema, 'orders', depth, target=('orders', 'paid')))
     assert any((f.table, f.column) == ('orders', 'paid') for f in plan_features(db.schema, 'orders', 2))
 
+def test_a_string_is_one_name_or_told():
+    plan = plan_features(shop().schema, 'orders')
+    assert plan.select('paid').names == ['paid']
+    for target in ('paid', ('orders',), ['orders', 'paid', 'x']):
+        with pytest.raises(InputError, match='target must be a pair'): plan_features(shop().schema, 'orders', target=target)
+
+def test_another_version_does_not_read_the_features_of_this_one(tmp_path, monkeypatch):
+    "What an engine computes belongs to the code that computed it"
+    from rdbpfn import history
+    plan = plan_features(shop().schema, 'customers', 1)
+    for version in ('0.1', '0.1', '0.2'):
+        monkeypatch.setattr(history, '__version__', version)
+        history.cached_features(compute_features, shop(), plan, [0, 1], None, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
 def test_keys_are_no_features():
     for seed in range(30):
         s = random_database(seed).schema

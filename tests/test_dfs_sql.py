@@ -6,7 +6,7 @@ from rdbpfn.core import InputError
 from rdbpfn.database import Database
 from rdbpfn.aggregates import feature_set
 from rdbpfn.dfs import featuretools_features, plan_features
-from rdbpfn.dfs_sql import open_store, sql_features
+from rdbpfn.dfs_sql import DIALECTS, open_store, sql_features
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import flights, load_task, shop
 from test_dfs import DAYS, FULL, chain, identical, past_and_future, random_database, request, same
@@ -423,7 +423,7 @@ def test_a_closed_connection_gets_a_sentence(engine, empty):
 
 def test_files_that_are_no_database_get_a_sentence(tmp_path):
     plan = plan_features(shop().schema, 'customers')
-    for name, content, message in (('notes.db', b'hello world, no database at all '*9, "notes.db' is neither a DuckDB nor a SQLite file"), ('empty.db', b'', "no table 'customers'"),
+    for name, content, message in (('notes.db', b'hello world, no database at all '*9, "notes.db' is neither a DuckDB nor a SQLite file"), ('empty.db', b'', "empty.db' is neither a DuckDB nor a SQLite file"),
                                    ('torn.db', b'SQLite format 3\0' + b'x'*99, 'torn.db could not compute the features'), ('torn.duckdb', b'12345678DUCK' + b'x'*99, 'torn.duckdb could not compute the features')):
         (tmp_path/name).write_bytes(content)
         with pytest.raises(InputError, match=message): sql_features(tmp_path/name, plan, ['ada'], MARCH)
@@ -439,7 +439,7 @@ def test_no_sentence_repeats_a_password(monkeypatch):
         with pytest.raises(InputError, match='could not compute the features .cannot reach') as e: sql_features(url, plan_features(shop().schema, 'customers'), ['ada'], MARCH)
         assert 's3cret' not in str(e.value) and e.value.__cause__ is None and e.value.__suppress_context__
 
-@pytest.mark.parametrize('source', ['postgresql://anna:s3cret@127.0.0.1:1/shop', 'nosuch://anna:s3cret@host/shop', 'no/such/file.db'])
+@pytest.mark.parametrize('source', ['postgresql://anna:s3cret@127.0.0.1:1/shop', 'nosuch://anna:s3cret@host/shop', 'no/such/file.db', None, 5])
 def test_a_source_that_is_not_there_gets_a_sentence_without_secrets(source):
     with pytest.raises(InputError) as e: sql_features(source, plan_features(shop().schema, 'customers'), ['ada'], MARCH)
     assert 's3cret' not in str(e.value) and e.value.__cause__ is None
@@ -452,6 +452,27 @@ def test_values_are_bound_and_names_quoted():
     want = compute_features(db, plan, [0, 1], DAYS[[5, 5]])
     for con in (ibis.duckdb.connect(), ibis.sqlite.connect()): same(sql_features(fill(con, db), plan, [odd, 'b'], DAYS[[5, 5]]), want)
     for dialect in ('duckdb', 'postgres', 'sqlite', 'pyspark'): assert odd not in plan.sql('MODE(group by.join)', dialect)
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+def test_every_feature_is_written_in_every_dialect(dialect):
+    plan = plan_features(shop().schema, 'customers', aggs=feature_set('full', (30,)))
+    for name in plan.names[::7]: assert plan.sql(name, dialect).count('SELECT') > 1 or not plan.select(name).features[0].path
+
+def test_other_dialects_are_told_from_these():
+    plan = plan_features(shop().schema, 'customers')
+    for dialect in ('mssql', 'oracle', 'foo', None):
+        with pytest.raises(InputError, match='choose from duckdb, sqlite, postgres, pyspark'): plan.sql(plan.names[0], dialect)
+
+def test_queries_of_a_place_get_a_sentence_of_their_own(tmp_path):
+    "A slip in the query is not blamed on features, a file that went is no error of DuckDB, and a cut is not passed over"
+    from rdbpfn.in_place import InPlace
+    shop().to_folder(tmp_path)
+    there = InPlace.open(tmp_path)
+    assert there.ask('select count(*) as n from orders').n[0] == 8
+    with pytest.raises(InputError, match=r'could not answer the query .*it may read the tables customers, '): there.ask('select placedd from orders')
+    with pytest.raises(InputError, match='this place is cut before 2024-02-10'): there.upto('2024-02-10').ask('select count(*) from orders')
+    (tmp_path/'db'/'orders.parquet').unlink()
+    with pytest.raises(InputError, match='could not answer the query'): there.ask('select count(*) from customers')
 
 def test_the_sql_of_a_feature_runs_as_it_stands(shop_in_duckdb):
     "Paste it into a console with a table `rows`: the same number"

@@ -4,11 +4,11 @@ import numpy as np, pandas as pd, pytest, torch
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from rdbpfn import storage
+from rdbpfn import kernel, storage
 from rdbpfn.classifier import RDBPFNClassifier, RDBPFNRegressor, as_probabilities
 from rdbpfn.core import InputError
 from rdbpfn.encoding import View, distinct_columns
-from rdbpfn.ensemble import POLICIES, draw_contexts, flip_of, log_odds_of
+from rdbpfn.ensemble import POLICIES, draw_contexts, flip_of, log_odds_of, memory_of
 from rdbpfn.model import ModelConfig, RDBPFN
 from rdbpfn.regression import masses, quantile, thresholds_of
 
@@ -144,6 +144,29 @@ def test_round_trip(net, data, tmp_path, kind, rows, options):
     with zipfile.ZipFile(tmp_path/'m.rdbpfn') as f: names, text = f.namelist(), f.read('estimator.json')
     assert ('context.parquet' in names) == rows and ('cache.safetensors' in names) != rows and json.loads(text)['format'] == storage.FORMAT
     np.testing.assert_allclose(answer(clone(back).fit(d[:80], (y if kind is RDBPFNClassifier else z)[:80])), answer(m), atol=1e-4)
+
+
+def test_parameters_of_numpy_are_saved_as_numbers(net, data, tmp_path):
+    d, y, _ = data
+    m = RDBPFNClassifier(net, n_context=np.int64(50), n_columns=np.int32(9), random_state=np.int64(3)).fit(d[:80], y[:80])
+    back = RDBPFNClassifier.load(m.save(tmp_path/'m.rdbpfn'), 'cpu')
+    assert (back.n_context, back.n_columns, back.random_state) == (50, 9, 3)
+
+
+def test_memory_is_estimated_for_the_attention_that_is_used(monkeypatch):
+    cost = lambda dtype: memory_of(ModelConfig(ridge=False), 1024, 30, dtype)['passing']
+    monkeypatch.setenv('RDBPFN_KERNEL', '0')
+    assert cost(torch.bfloat16) > cost(torch.float32), 'attention is written out'
+    monkeypatch.delenv('RDBPFN_KERNEL')
+    if kernel.available(torch.empty(1, 1, 1, 24, dtype=torch.bfloat16)): assert cost(torch.bfloat16)*2 == cost(torch.float32)
+
+
+def test_mean_and_quantiles_come_from_one_reading(net, data, monkeypatch):
+    d, _, z = data
+    m = RDBPFNRegressor(net).fit(d[:80], z[:80])
+    mean, quantiles = m.predict_with_quantiles(d, (.2, .5))
+    assert np.array_equal(mean, m.predict(d)) and np.array_equal(quantiles, m.predict_quantiles(d, (.2, .5))) and m.predict_quantiles(d, .5).shape == (len(d), 1)
+    with pytest.raises(InputError, match='between 0 and 1'): m.predict_quantiles(d, 5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

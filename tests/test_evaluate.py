@@ -244,6 +244,14 @@ def test_resume_from_any_byte(tmp_path):
         assert len(made) == 4 - whole
 
 
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    (tmp_path/'k.jsonl').write_text('id,label\n1,0\n')
+    with pytest.raises(InputError, match='Line 1 of .* is no record'): read_records(tmp_path/'k.jsonl')
+    protocol = SingleTable('t', pd.DataFrame(dict(x=np.arange(60.), y=np.arange(60) % 2)), 'y', n_draws=1)
+    with pytest.raises(InputError, match='is no record'): evaluate(protocol, dict(c='constant'), tmp_path/'k.jsonl')
+    assert (tmp_path/'k.jsonl').read_text() == 'id,label\n1,0\n'
+
+
 def _is_json(line):
     try: return bool(json.loads(line))
     except json.JSONDecodeError: return False

@@ -155,6 +155,19 @@ def test_masks(copy, mask, expected):
     assert Task.from_folder(copy, 'flight-new').mask == expected
 
 
+def test_masks_are_borrowed_by_table_and_not_by_the_name_of_a_column(tmp_path):
+    Database.from_frames(dict(t=pd.DataFrame(dict(id=[1, 2], leak=[0, 1])), u=pd.DataFrame(dict(id=[1, 2], x=[0, 1]))), dict(t='id', u='id')).to_folder(tmp_path)
+    def task(name, column, **about):
+        (tmp_path/'tasks'/name).mkdir(parents=True)
+        (tmp_path/'tasks'/name/'task.json').write_text(json.dumps(about))
+        for s in ('train', 'val', 'test'): pd.DataFrame({column: [1, 2], 'at': pd.to_datetime(['2024-01-01']*2), 'y': [0, 1]}).to_parquet(tmp_path/'tasks'/name/f'{s}.parquet')
+    task('a', 'id', entity='id', entity_table='t', mask=['leak'])
+    task('b', 'row', entity='row', entity_table='t')
+    task('c', 'id', entity='id', entity_table='u')
+    task('d', 'id', entity_table='t', mask=['more'])                                # its column is not named
+    assert {n: Task.from_folder(tmp_path, n).mask for n in 'abcd'} == dict(a=('leak',), b=('leak', 'more'), c=(), d=('more',))
+
+
 def test_broken_folders_say_what_is_wrong(copy):
     (copy/'tasks/flight-late15/val.parquet').unlink()
     with pytest.raises(InputError, match='has no val.parquet'): Task.from_folder(copy, 'flight-late15')

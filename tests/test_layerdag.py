@@ -155,7 +155,7 @@ def test_samples_can_be_dressed():
         assert b.parents == parents and b.total_rows <= SMALL.total_rows and 8 <= b.n_columns <= 12
 
 
-@pytest.mark.parametrize('bad', [dict(n=0), dict(max_tables=1)])
+@pytest.mark.parametrize('bad', [dict(n=0), dict(max_tables=1), dict(max_tables=0)])
 def test_bad_requests(bad):
     with pytest.raises(InputError, match='Sampling needs n >= 1 and max_tables >= 2'): sample_graphs(0, 0, **bad)
 

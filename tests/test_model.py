@@ -138,6 +138,12 @@ def test_damaged_or_foreign_weights_are_refused(net, tmp_path):
     refuse(lambda s: s.update({'extra.weight': torch.zeros(1)}), "it also holds 'extra.weight'")
     refuse(lambda s: s.update({'head.2.bias': torch.zeros(3)}), r'is \(3,\), not \(2,\)')
     refuse(lambda s: s.pop('cell.weight'), 'holds no RDB-PFN weights')
+    for text, error in (('{"n_layers": ', 'JSONDecodeError'), ('[]', 'AttributeError'), ('null', 'TypeError')):
+        (tmp_path/'odd.safetensors').write_bytes(good.read_bytes()); (tmp_path/'odd.json').write_text(text)
+        with pytest.raises(InputError, match=f'not a readable configuration .{error}'): load_model(tmp_path/'odd.safetensors', 'cpu')
+    for lost in ('target.weight', 'head.2.weight', 'blocks.0.mlp.0.weight'):
+        save_file({k: v for k, v in net.state_dict().items() if k != lost}, tmp_path/'bare.safetensors')          # and no configuration beside it
+        with pytest.raises(InputError, match=f"holds no RDB-PFN weights: tensor '{lost}' is missing"): load_model(tmp_path/'bare.safetensors', 'cpu')
     good.write_bytes(good.read_bytes()[:5000])
     with pytest.raises(InputError, match='cut short'): load_model(good, 'cpu')
     class Evil:

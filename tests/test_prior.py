@@ -2,6 +2,7 @@
 import hashlib, os
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest
+from rdbpfn.columns import ColumnConfig
 from rdbpfn.content import ContentConfig
 from rdbpfn.core import InputError
 from rdbpfn.database import Database
@@ -9,8 +10,10 @@ from rdbpfn.prior import LARGE, SMALL, PriorConfig, broken_promises, sample_blue
 from rdbpfn.stream import bench_prior, bench_rows, database_seed, in_order, sample_batch, tasks_of
 from rdbpfn.structure import StructureConfig
 from rdbpfn.tasks import each_task
+from rdbpfn.temporal import TemporalConfig
 from rdbpfn.topology import TopologyConfig
 from rdbpfn.views import TaskConfig
+from rdbpfn.worlds import TabularConfig
 
 
 def digest(seed, config=SMALL):
@@ -68,6 +71,16 @@ def test_both_schema_priors_are_used():
 def test_impossible_configs_are_refused(make, words):
     with pytest.raises(InputError) as e: make()
     assert words in str(e.value)
+
+
+@pytest.mark.parametrize('make, field, bad', [
+    (TabularConfig, 'n_layers', [(3, 1), (1,), (1.5, 2)]), (TabularConfig, 'noise', [(.5, .01), .5]), (TabularConfig, 'minority', [(.5, .05)]), (ColumnConfig, 'noise', [(1., .01)]), (ColumnConfig, 'n_categories', [(10, 2)]),
+    (PriorConfig, 'days', [(7000., 60.), (60.,)]), (StructureConfig, 'candidates', [5, (8, 2)]), (ContentConfig, 'n_rounds', [(2, 1), (0, 1.)]), (TemporalConfig, 'n_forms', [(4, 1), (1, 2, 3)]), (TemporalConfig, 'strength', [(1., 0.)])])
+def test_pairs_that_hold_nothing_are_refused(make, field, bad):
+    for value in bad:
+        with pytest.raises(InputError) as e: make(**{field: value})
+        assert f'{make.__name__}.{field} must be (smallest, largest)' in str(e.value)
+    make(**{field: (getattr(make(), field)[0],)*2})                               # a single value is a pair, too
 
 
 def test_folders_hold_what_was_drawn_and_go_on(tmp_path):

@@ -2,6 +2,7 @@
 import sqlite3
 import numpy as np, pandas as pd, pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -14,7 +15,7 @@ from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import DATA, load_task
 from rdbpfn.in_place import InPlace, open_database
 from rdbpfn.questions import ask_sql, labelled, questions, task_from_sql
-from rdbpfn.relational import RelationalClassifier, RelationalRegressor
+from rdbpfn.relational import RelationalClassifier, RelationalRegressor, place_of
 
 ONE = RDBPFNClassifier(n_estimators=1)
 
@@ -166,7 +167,7 @@ def test_frozen_events_see_nothing_after_the_moment(task):
     plan = m.plan_
     rows, own = questions(task.database, known, task.entity_table, task.entity_col, task.time_col)
     early = compute_features(task.database, plan, rows, np.full(len(rows), at.to_datetime64().astype('datetime64[ns]')))
-    now, days = m.feature_frame(known), (own - at.to_datetime64())/np.timedelta64(1, 'D')
+    now, days = m.feature_frame(known.reset_index(drop=True)), (own - at.to_datetime64())/np.timedelta64(1, 'D')
     for f in plan:
         if f.kind == 'datetime' or 'since' in f.aggs: np.testing.assert_allclose(now[f.name], early[f.name] + days)
         else: pd.testing.assert_series_equal(now[f.name], early[f.name])
@@ -216,6 +217,60 @@ def test_the_path_of_a_database_is_remembered_and_forests_are_refused(task, tmp_
     m = model(task, DATA/'flights').fit(known, known[task.target_col])
     assert np.allclose(RelationalClassifier.load(m.save(tmp_path/'m')).predict_proba(known[:5]), m.predict_proba(known[:5]), atol=1e-5)
     with pytest.raises(InputError, match='cannot be saved'): model(task, classifier=random_forest()).fit(known, known[task.target_col]).save(tmp_path/'m')
+
+
+def test_a_relative_path_means_the_file_it_was_fitted_on(tmp_path, monkeypatch):
+    "In another folder the same name may be another database"
+    keys = [f'{i}' for i in range(40)]
+    for folder, scale in (('here', 1), ('there', -1)):
+        (tmp_path/folder).mkdir()
+        with sqlite3.connect(tmp_path/folder/'s.db') as con:
+            con.execute('create table c(key text primary key, v real)'); con.executemany('insert into c values (?, ?)', [(k, scale*int(k)) for k in keys])
+        con.close()
+    X, y = pd.DataFrame(dict(key=keys)), [int(int(k) > 19) for k in keys]
+    for where in ('s.db', 'sqlite:///s.db'):
+        monkeypatch.chdir(tmp_path/'here')
+        m = RelationalClassifier(where, 'c').fit(X, y)
+        want, file = m.predict_proba(X), m.save(tmp_path/'m')
+        monkeypatch.chdir(tmp_path/'there')
+        assert np.allclose(RelationalClassifier.load(file).predict_proba(X), want, atol=1e-5)
+    assert [place_of(p) for p in ('postgresql://u:secret@h/d', 'duckdb:///x.db?token=1', None)] == [None]*3
+
+
+def test_other_classifiers_may_see_fewer_classes(tiny):
+    "A context need not hold every label, yet columns of the answer are those of all labels"
+    from sklearn.tree import DecisionTreeClassifier
+    n = 200
+    c = pd.DataFrame(dict(id=range(n), v=np.r_[[0.]*2, [1.]*98, [2.]*100]))
+    y = np.r_[['a']*2, ['b']*98, ['c']*100]
+    m = RelationalClassifier(Database.from_frames(dict(c=c), dict(c='id')), 'c', classifier=DecisionTreeClassifier(), context='random', n_context=40).fit(c[['id']], y)
+    assert set(m.classifier_.classes_) == {'b', 'c'} and m.predict_proba(c[['id']]).shape == (n, 3) and m.score(c[['id']], y) == .99
+
+
+def test_features_and_explanations_keep_the_index(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when').fit(X, y)
+    some = X.sample(10, random_state=0)
+    for frame in (m.feature_frame(some), m.explain(some).features, m.explain(some).values): assert frame.index.equals(some.index)
+    assert np.allclose(m.feature_frame(some).to_numpy(float), m.feature_frame(X).loc[some.index].to_numpy(float), equal_nan=True)
+
+
+def test_what_is_not_fitted_or_does_not_fit_says_so(tiny):
+    X, y = tiny_questions(tiny)
+    for m in (RelationalClassifier(tiny, 'customers', time_col='when'), RelationalRegressor(tiny, 'customers', time_col='when')):
+        for method in ('predict', 'predict_proba', 'predict_quantiles', 'feature_frame', 'explain'):
+            if hasattr(m, method):
+                with pytest.raises(NotFittedError): getattr(m, method)(X)
+    with pytest.raises(InputError, match='RelationalRegressor needs a RDBPFNRegressor as classifier, got RDBPFNClassifier'): RelationalRegressor(tiny, 'customers', time_col='when', classifier=ONE).fit(X, y)
+    with pytest.raises(InputError, match='2 columns called'): RelationalClassifier(tiny, 'customers', time_col='when').fit(pd.concat([X, X[['when']]], axis=1), y)
+    with pytest.raises(InputError, match='It is the index'): RelationalClassifier(tiny, 'customers', time_col='when').fit(X.set_index('key'), y)
+    with pytest.raises(InputError, match='there is no table|cannot be answered|frame'): ask_sql(tiny, 'select count(*) from frame')
+
+
+def test_a_key_of_two_columns_is_refused_in_a_sentence():
+    d = Database.from_frames(dict(e=pd.DataFrame(dict(a=[1, 2], b=[1, 2], v=[0., 1.]))), dict(e=('a', 'b')))
+    for col in (None, 'a', ['a', 'b']):
+        with pytest.raises(InputError, match='no primary key of one column .a, b.'): RelationalClassifier(d, 'e', col).fit(pd.DataFrame(dict(a=[1, 2], b=[1, 2])), [0, 1])
 
 
 def test_a_database_that_changes(tiny):

@@ -7,7 +7,7 @@ from rdbpfn.dfs_tensor import Engine
 from rdbpfn.examples import flights
 from rdbpfn.prior import sample_database
 from rdbpfn.tasks import column_candidates, future_candidates, make_view, each_task, propensity, squashed, static_candidates, teaches
-from rdbpfn.views import SMALL, TaskConfig, View, add_features, children_with_time, choose_rows, standard_ranks
+from rdbpfn.views import SMALL, TaskConfig, View, add_features, children_with_time, choose_rows, standard_ranks, visits
 
 
 def overwrite(db, moment):
@@ -132,7 +132,15 @@ def test_noise_rarely_passes_and_signal_always():
     assert passed <= 20
 
 
+def test_parents_without_rows_have_no_children_to_visit():
+    import pandas as pd
+    empty = Database.from_frames({'p': pd.DataFrame({'id': pd.Series([], dtype='int64')}), 'c': pd.DataFrame({'cid': [1, 2], 'p': [7, 8]})}, {'p': 'id', 'c': 'cid'}, {'c': {'p': 'p'}})
+    assert [visits(empty, f, 0) for f in plan_features(empty.schema, 'p')] == [0.]
+
+
 def test_bad_input_is_told():
+    for depth in ((3, 1), (1.5, 2), (1,), 2):
+        with pytest.raises(InputError, match='TaskConfig.depth must be'): TaskConfig(depth=depth)
     with pytest.raises(InputError, match='at least 20 rows and 1 column, got n_rows=10'): next(each_task(0, flights(), 10))
     for field, value in (('noise_share', 1.5), ('generated', 0), ('depth', (0, 9)), ('n_targets', 0)):
         with pytest.raises(InputError, match=f'TaskConfig.{field} must lie in'): TaskConfig(**{field: value})

@@ -125,7 +125,7 @@ def test_no_global_randomness():
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
 
 
-BAD = [(dict(rows=(0, 10)), r'rows must lie in \[1, 1e\+07\]'), (dict(tables=(1, 3)), r'tables must lie in \[2, 64\]'), (dict(tables=(5, 3)), r'tables must be \(fewest, most\)'),
+BAD = [(dict(rows=(0, 10)), r'rows must lie in \[1, 1e\+07\]'), (dict(tables=(1, 3)), r'tables must lie in \[2, 64\]'), (dict(tables=(5, 3)), r'tables must be \(smallest, largest\) in whole numbers'), (dict(tables=(2.5, 3)), r'tables must be \(smallest, largest\) in whole numbers'), (dict(total_rows=1e4), 'total_rows must be a whole number'),
        (dict(columns=(2, 5)), r'columns must lie in \[3, 1000\]'), (dict(fan_out=(0., 3.)), r'fan_out must lie in \[0.1, 1000\]'), (dict(fan_out=(.1, .5)), 'fan_out must allow a fan-out of 1'),
        (dict(total_rows=100), r'total_rows must lie in \[320, 1e\+09\]'), (dict(tables=(2, 2), max_fkeys=4), r'max_fkeys must lie in \[2, 3\]'), (dict(max_fkeys=1), r'max_fkeys must lie in \[2, 21\]'),
        (dict(timed=(.5, 1.5)), r'timed must lie in \[0, 1\]'), (dict(families=(0,)*8), 'families must be 8 weights'), (dict(families=(1, 2)), 'families must be 8 weights'),

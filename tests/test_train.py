@@ -88,7 +88,10 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path)
 def test_bad_beginnings(tmp_path):
     cpu = torch.device('cpu')
     with pytest.raises(InputError, match='no checkpoint'): start(SMALL, tmp_path, True, cpu)
-    pretrain(replace(SMALL, steps=2), tmp_path, progress_bar=False)
+    with pytest.raises(InputError, match='nowhere.*to begin with'): start(SMALL, tmp_path, False, cpu, tmp_path/'nowhere')
+    last = pretrain(replace(SMALL, steps=2), tmp_path, progress_bar=False)
+    again = pretrain(replace(SMALL, steps=2), tmp_path, resume=True, progress_bar=False)
+    assert again['step'] == 2 and again == {k: last[k] for k in again}, 'a run that has ended goes nowhere'
     with pytest.raises(InputError, match='already holds a run'): start(SMALL, tmp_path, False, cpu)
     with pytest.raises(InputError, match='another configuration'): start(replace(SMALL, lr=.1), tmp_path, True, cpu)
     path = tmp_path/'checkpoint.safetensors'; good = path.read_bytes()
