@@ -15,7 +15,7 @@ from .core import InputError
 # %% ../nbs/10b_aggregates.ipynb #b2e58eb7
 @dataclass(frozen=True)
 class Aggregate:
-    "What an aggregation is; how it is computed is the business of each engine [C.2.2; design 4, DFS]"
+    "What an aggregation is; how it is computed is the business of each engine [C.2.2; contract: features]"
     kinds: tuple # of the columns that it takes; 'key': it takes the rows themselves
     words: str # in a sentence
     stacks: tuple = () # inner aggregations that it may be put on
@@ -63,7 +63,7 @@ def feature_set(
     name: str = 'paper', # 'paper'; 'recent': and last, since; 'full': and nunique, share, windows, trend
     widths: tuple = () # days, > 0: the trailing windows of 'full'
 ) -> dict: # kind of column: aggregations
-    "A choice of aggregations for `plan_features` [C.2.2; design 4, DFS]"
+    "A choice of aggregations for `plan_features` [C.2.2; contract: features]"
     sets = dict(paper=_BASIC + ('mode',), recent=('last', 'since'), full=('nunique', 'share'))
     if name not in sets: raise InputError(f"There is no feature set {name!r}: choose from {', '.join(sets)}.")
     days, chosen = [f'{np.format_float_positional(w, trim="-")}d' for w in widths], sum(list(sets.values())[:list(sets).index(name)+1], ())

@@ -126,6 +126,7 @@ def write_table(
     "Write a table by renaming [contract: safe]"
     try:
         with atomic_path(path) as tmp: frame.to_parquet(tmp, index=False) if path.suffix == '.parquet' else frame.to_csv(tmp, index=False)
+    except InputError: raise
     except (OSError, TypeError, ValueError) as e: raise InputError(f"'{path}' cannot be written ({str(e).splitlines()[0]}): choose another place or .csv.") from None
 
 # %% ../nbs/22c_ask.ipynb #ff59faec

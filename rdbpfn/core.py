@@ -128,10 +128,14 @@ def atomic_path(
 ) -> Iterator[Path]: # a temporary path in the same folder, renamed to `path` when the block ends well
     "Write to a temporary name and rename, so that `path` is whole or untouched [contract: safe]"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.parent/f'.{path.name}.{os.getpid()}.tmp'
+    refused = lambda e: InputError(f"'{path}' cannot be written ({e.strerror}: '{e.filename2 or e.filename}'): choose another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp.touch()
+    except OSError as e: raise refused(e) from None
     try:
         yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+        try: os.replace(tmp, path)
+        except OSError as e: raise refused(e) from None
+    finally: tmp.unlink(missing_ok=True)

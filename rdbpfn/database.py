@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import InputError, atomic_path
-from .sql import first_rows, looks_like_times, read_sql, settle_times
-from .schema import Column, ForeignKey, Schema, Table, _names, as_stored, as_times, infer_kind, no_such
+from .sql import _file_of, _references, _told, looks_like_times, read_folder, read_sql, settle_times
+from .schema import Column, ForeignKey, Schema, Table, _names, _plain, as_stored, as_times, infer_kind, no_such
 
 # %% ../nbs/02_database.ipynb #574ea30c
 def _key_part(s, where):
     "What a key column consists of, its values in comparable form, and which of them may be compared"
-    if isinstance(s.dtype, pd.CategoricalDtype): s = s.astype(object)
+    s = s.astype(object) if isinstance(s.dtype, pd.CategoricalDtype) else _plain(s)
     ok, content = s.notna().to_numpy(), pd.api.types.infer_dtype(s, skipna=True)
     if not ok.any(): return 'nothing', np.zeros(len(s), 'int64'), ok
     if content == 'boolean': return 'truth values', s.fillna(False).astype(bool).to_numpy(), ok
@@ -115,10 +115,9 @@ def _schema(frames, pkey_col, fkeys, time_col, kinds):
         if t not in frames: raise no_such('table', t, 'the database', frames)
         for c in (c for c in kinds.get(t, ()) if c not in frames[t]): raise no_such('column', c, f'table {t!r}', frames[t])
     links = []
-    for child, columns, target in ((t, c, p) for t in fkeys for c, ps in fkeys[t].items() for p in (ps if isinstance(ps, list) and not isinstance(ps[0], str) else [ps])):
-        parent, to = (target, pkey_col.get(target)) if isinstance(target, str) else target
+    for child, columns, parent, to in _references(pkey_col, fkeys):
         if parent not in frames: raise no_such('table', parent, 'the database', frames)
-        if not to: raise InputError(f"{child}.{columns} refers to {parent}, which has no primary key: name it in pkey_col.")
+        if not _names(to): raise InputError(f"{child}.{columns} refers to {parent}, which has no primary key: name it in pkey_col.")
         links.append(ForeignKey(child, columns, parent, to))
     def columns(t):
         keys = {*_names(pkey_col.get(t)), *(c for f in links if f.child == t for c in f.columns), *(c for f in links if f.parent == t for c in f.parent_columns)}
@@ -136,8 +135,12 @@ def from_frames(
     kinds: dict|None = None # {table: {column: kind}}, for columns whose dtype misleads
 ) -> Database: # with kinds inferred where they are not given
     "A database from frames and keys, in RelBench's words [contract: interface]"
-    frames = {str(n): f.rename(columns=str) for n, f in table_dict.items()}
-    return cls(frames, _schema(frames, pkey_col or {}, fkey_col_to_pkey_table or {}, time_col or {}, kinds or {}))
+    frames = {}
+    for n, f in table_dict.items():
+        if not isinstance(f, pd.DataFrame): raise InputError(f"Table {str(n)!r} is of type {type(f).__name__}: give a pandas DataFrame.")
+        if str(n) in frames: raise InputError(f"There are two tables named {str(n)!r}: rename one of them.")
+        frames[str(n)] = f.rename(columns=str)
+    return cls(frames, _schema(frames, *_told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds).values()))
 
 # %% ../nbs/02_database.ipynb #69391844
 @patch
@@ -255,17 +258,12 @@ def from_folder(
     **keys # `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds` as in `from_frames`: a table named there is as told there
 ) -> Database: # read only
     "A database from a folder: `schema.json` (per table pk, fk, time, kinds) and `db/*.parquet` [contract: interface]"
-    path = Path(path)
-    try:
-        spec = json.loads((path/'schema.json').read_text())
-        if not isinstance(spec, dict) or not all(isinstance(s, dict) for s in spec.values()): raise ValueError('schema.json holds no {table: {...}}')
-        frames = {t: first_rows(path/'db'/f'{t}.parquet', limit) for t in spec}
-    except FileNotFoundError as e: raise InputError(f"The folder {path} has no {Path(e.filename).name}: it needs a schema.json and db/<table>.parquet for each table in it.") from None
-    except ValueError as e: raise InputError(f"The folder {path} cannot be read ({str(e).splitlines()[0]}): schema.json must be JSON and the tables Parquet.") from None
+    frames, spec = read_folder(path, limit)
     columns = lambda t, c: tuple(c.split(',')) if isinstance(c, str) and c not in frames[t] else c
     told = lambda k: {t: s[k] for t, s in spec.items() if s.get(k)}
     pkeys, fkeys = {t: columns(t, c) for t, c in told('pk').items()}, {t: {columns(t, c): to for c, to in fk.items()} for t, fk in told('fk').items()}
-    said = {k: {**s.get(k, {}), **(keys.get(k) or {})} for s in [dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds'))] for k in s | keys}
+    said = _told(**keys)
+    said |= {k: {**s, **said.get(k, {})} for k, s in dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds')).items()}
     db, silent = cls.from_frames(frames, **said), not any(s.get('time') for s in spec.values())
     dates = lambda t: [c.name for c in db.schema[t].columns if c.kind == 'datetime' or looks_like_times(db.table_dict[t][c.name])] if silent else ()
     return _noted(db, {t: s.get('unclear') or dates(t) for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
@@ -277,15 +275,16 @@ def to_folder(
 ) -> Path: # the folder
     "Write `schema.json` and `db/*.parquet`, which RelBench's `Database.load` reads too; each file whole or not at all [contract: safe]"
     import pyarrow as pa, pyarrow.parquet as pq
-    path, spec = Path(path), {}
+    path, spec, files = Path(path), {}, {t: _file_of(path, t) for t in self.schema.names}
     for t in self.schema.tables:
         fk = {}
         for f in self.schema.fkeys_of(t.name): fk.setdefault(','.join(f.columns), []).append([f.parent, f.parent_columns[0] if len(f.columns) == 1 else list(f.parent_columns)])
         about = dict(pk=t.pkey_col or list(t.pkey), fk={c: to[0] if len(to) == 1 else to for c, to in fk.items()}, time=t.time_col, kinds={c.name: c.kind for c in t.columns}, unclear=self.unclear.get(t.name))
         spec[t.name] = {k: v for k, v in about.items() if v or k == 'time' and t.name not in self.unclear}
         relbench = dict(pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in self.schema.fkeys_of(t.name) if len(f.columns) == 1})
-        rows = pa.Table.from_pandas(self.table_dict[t.name], preserve_index=False)
-        with atomic_path(path/'db'/f'{t.name}.parquet') as tmp: pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, **{k: json.dumps(v) for k, v in relbench.items()}}), tmp)
+        try: rows = pa.Table.from_pandas(self.table_dict[t.name], preserve_index=False)
+        except pa.ArrowException as e: raise InputError(f"Table {t.name!r} cannot be written as Parquet ({', '.join(map(str, reversed(e.args)))}): give each column values of one type.") from None
+        with atomic_path(files[t.name]) as tmp: pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, **{k: json.dumps(v) for k, v in relbench.items()}}), tmp)
     with atomic_path(path/'schema.json') as tmp: tmp.write_text(json.dumps(spec, indent=1))
     return path
 
@@ -303,9 +302,10 @@ def from_sql(
 ) -> Database: # a copy in memory; the source is only read
     "A database from SQL, with keys from its catalogue [beyond the paper]"
     frames, pkeys, links, dates = read_sql(source, tables, limit)
-    told, pkeys, named = fkey_col_to_pkey_table or {}, {**pkeys, **(pkey_col or {})}, time_col or {}
+    pkey_col, told, named, kinds = _told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds).values()
+    pkeys |= pkey_col
     fkeys = {t: {**links.get(t, {}), **told.get(t, {})} for t in {**links, **told}}
-    dates = {t: {c: d for c, d in cs.items() if (kinds or {}).get(t, {}).get(c, 'datetime') == 'datetime'} for t, cs in dates.items()}
+    dates = {t: {c: d for c, d in cs.items() if kinds.get(t, {}).get(c, 'datetime') == 'datetime'} for t, cs in dates.items()}
     times, unclear = settle_times(frames, dates, named, pkeys, fkeys, as_times)
     return _noted(cls.from_frames(frames, pkeys, fkeys, {**times, **named}, kinds), unclear)
 

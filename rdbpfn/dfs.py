@@ -155,8 +155,8 @@ def plan_features(
 ) -> Plan: # own columns first, then by number of hops
     "List every feature up to a number of hops [C.2.2]"
     entity = schema[entity_table]
-    mask = (mask,) if isinstance(mask, str) else tuple(mask)
-    if not (isinstance(max_depth, int) and max_depth >= 0): raise InputError(f'max_depth must be a whole number of hops, 0 or more, got {max_depth!r}.')
+    mask = (mask,) if isinstance(mask, str) else tuple(mask or ())
+    if not (isinstance(max_depth, (int, np.integer)) and max_depth >= 0): raise InputError(f'max_depth must be a whole number of hops, 0 or more, got {max_depth!r}.')
     for c in mask: entity[c]
     for kind, names in aggs.items():
         for a in names:

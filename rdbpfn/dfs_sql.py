@@ -202,7 +202,7 @@ def sql_features(
     cutoffs=None, # (n,) datetimes, or None: everything is visible
     before=None # moment, exclusive: nothing from then on exists, as after `Database.upto`; None: all rows
 ) -> pd.DataFrame: # (n, len(plan)), one column a feature
-    "Compute a plan in a database: the features of n rows, each as of its own cutoff [C.2.2; design 4, Scale]"
+    "Compute a plan in a database: the features of n rows, each as of its own cutoff [C.2.2; contract: scale]"
     if isinstance(source, Database):
         rows, cutoffs = check_rows(source, plan, rows, cutoffs)
         pkey, keys = ('#row',), pd.DataFrame({0: rows})

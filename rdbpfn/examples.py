@@ -132,7 +132,7 @@ def flights() -> Database: # 5 tables: airlines, airports, planes, weather, flig
 # %% ../nbs/03_examples.ipynb #ba0dfe19
 @dataclass(frozen=True)
 class Task:
-    "Questions about the rows of one table, each with a cutoff time and, in hindsight, an answer [A.3; design 4, Names]"
+    "Questions about the rows of one table, each with a cutoff time and, in hindsight, an answer [A.3]"
     name: str # such as 'flight-late15'
     folder: Path # the database's folder
     entity_table: str # table the questions are about

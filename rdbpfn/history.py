@@ -47,7 +47,8 @@ def as_span(
 ) -> pd.Timedelta: # the length of time
     "A length of time, 0 or with a unit: pandas would take a bare 7 for nanoseconds, and so leak nearly a week [contract: bad input]"
     bare = re.fullmatch(r'\s*[+-]?[\d.]+(e[+-]?\d+)?\s*', str(delay))
-    try: span = pd.Timedelta('no unit' if bare and float(delay) else delay)
+    try: span = pd.Timedelta('no unit' if bare and float(delay) else delay).as_unit('ns')
+    except (pd.errors.OutOfBoundsDatetime, pd.errors.OutOfBoundsTimedelta): raise InputError(f'{name} must be less than 292 years, which is what nanoseconds can count, got {delay!r}.') from None
     except ValueError: span = pd.NaT
     if span is pd.NaT: raise InputError(f"{name} must be a number and a unit, such as '7D' or '12h', got {delay!r}.")
     if not span >= pd.Timedelta(0): raise InputError(f'{name} must be 0 or more, got {span}: a label is never known before its own cutoff.')
@@ -77,7 +78,8 @@ def with_history(
     delay = as_span(delay)
     if len(pkey) != 1: raise InputError(f"Table {entity_table!r} has no primary key of one column ({', '.join(pkey) or 'none'}), so past labels cannot refer to it.")
     if name in db.schema.names: raise InputError(f'The database has a table {name!r} already: rename it.')
-    known = as_times(labels[time_col], f'{time_col!r} of the labelled history').to_numpy() + delay.to_numpy()
+    asked = as_times(labels[time_col], f'{time_col!r} of the labelled history')
+    known = asked.where(asked <= pd.Timestamp.max - delay).to_numpy() + delay.to_numpy()         # what would be known after 2262 is never seen
     y = labels[label_col].reset_index(drop=True)
     kind = 'number' if pd.api.types.is_numeric_dtype(y.dtype) and not pd.api.types.is_bool_dtype(y.dtype) else 'category'
     if pd.api.types.is_bool_dtype(y.dtype): y, kind = y.astype('float64'), 'number'
@@ -94,7 +96,10 @@ def digest(
     "A fingerprint of a database's content, and of what else is given [contract: randomness]"
     h = hashlib.blake2b(json.dumps(db.schema.to_dict()).encode(), digest_size=16)
     for t in db.schema.tables:
-        for c in t.columns: h.update(pd.util.hash_array(db.table_dict[t.name][c.name].to_numpy(), categorize=True).tobytes())
+        for c in t.columns:
+            s = db.table_dict[t.name][c.name]
+            plain = s.dtype != object or pd.api.types.infer_dtype(s, skipna=True) in ('string', 'empty')
+            h.update(pd.util.hash_array((s if plain else s.map(repr)).to_numpy(), categorize=True).tobytes())     # 1 is not '1'
     for m in more: h.update(np.asarray(m).tobytes() if isinstance(m, np.ndarray) else repr(m).encode())
     return h.hexdigest()
 
@@ -110,14 +115,16 @@ def cached_features(
     "Features, computed only if nobody has computed them before [beyond the paper]"
     import pyarrow as pa, pyarrow.parquet as pq
     when = None if cutoffs is None else np.asarray(cutoffs, 'datetime64[ns]')
+    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InputError(f"Features cannot be kept in {str(folder)!r} ({e.strerror}): let cache name a folder that is there or can be made.") from None
     path = Path(folder)/f'{digest(db, __version__, engine.__name__, plan, np.asarray(rows), when)}.parquet'
-    if not path.exists():
+    try: table = pq.read_table(path)
+    except (OSError, pa.ArrowException): table = None                                     # not there, or damaged
+    if table is None or table.column_names != plan.names or b'values' not in (table.schema.metadata or {}):
         x = engine(db, plan, rows, cutoffs)
-        values = {n: x[n].cat.categories.tolist() for n in x if isinstance(x[n].dtype, pd.CategoricalDtype)}
+        values = {n: [v if isinstance(v, (str, int, float)) else str(v) for v in x[n].cat.categories] for n in x if isinstance(x[n].dtype, pd.CategoricalDtype)}
         table = pa.table({n: x[n].cat.codes if n in values else x[n] for n in x}).replace_schema_metadata({'values': json.dumps(values)})
         with atomic_path(path) as tmp: pq.write_table(table, tmp)
-        return x
-    table = pq.read_table(path)
     values = json.loads(table.schema.metadata[b'values'])
     column = lambda n: pd.Categorical.from_codes(table[n].to_numpy(), np.array(values[n], dtype=object)) if n in values else table[n].to_numpy()
     return pd.DataFrame({n: column(n) for n in table.column_names}, index=range(len(rows)))

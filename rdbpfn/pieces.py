@@ -78,7 +78,7 @@ def labels(
     x: np.ndarray, # float64 (M,): ranks, NaN for null
     aggs: set # of 'mode', 'share', 'nunique'
 ) -> dict: # aggregation: float64 (P,)
-    "The most frequent value (then the smallest), its share, and the number of different values [C.2.2; design 4, DFS: ties]"
+    "The most frequent value (then the smallest), its share, and the number of different values [C.2.2; contract: features]"
     at = np.flatnonzero(~np.isnan(x))
     v, out = x[at].astype('int64'), {}
     K = int(v.max(initial=0)) + 1

@@ -302,8 +302,8 @@ def save(
     if self.past_ is not None and not training_rows: raise InputError('With label_delay the past labels are features, so they cannot be left out of the file: save with training_rows=True, or fit without label_delay.')
     inner, parts = self.classifier_.parts(training_rows)
     if self.past_ is not None: parts = parts | {'past.parquet': pack_frame(self.past_)}
-    keep = ('entity_table', 'time_col', 'mask', 'target', 'max_depth', 'n_estimators', 'context', 'n_context')
-    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_, label_delay=None if self.past_ is None else str(pd.Timedelta(self.label_delay))), database=place_of(self.database),
+    keep = ('entity_table', 'time_col', 'target', 'max_depth', 'n_estimators', 'context', 'n_context')
+    about = dict(params={k: getattr(self, k) for k in keep} | dict(entity_col=self.entity_col_, mask=self.plan_.mask, label_delay=None if self.past_ is None else str(pd.Timedelta(self.label_delay))), database=place_of(self.database),
                  aggs=self.aggs_, frozen_at=None if self.frozen_at_ is None else str(self.frozen_at_), features=self.plan_.names, schema=self.plan_.schema.to_dict(), n_read=self.n_context_)
     return write_parts(path, dict(kind=type(self).__name__, relational=about, estimator=inner), parts)
 

@@ -37,7 +37,7 @@ def no_such(
     return InputError(f"There is no {what} {name!r} in {where}: {hint}")
 
 # %% ../nbs/01_schema.ipynb #81af9a79
-def _names(x): return (x,) if isinstance(x, str) else tuple(x or ())
+def _names(x): return () if x is None else tuple(map(str, x)) if np.iterable(x) and not isinstance(x, str) else (str(x),)
 
 @dataclass(frozen=True)
 class Table:
@@ -49,10 +49,7 @@ class Table:
     def __post_init__(self):
         object.__setattr__(self, 'columns', tuple(self.columns))
         object.__setattr__(self, 'pkey', _names(self.pkey))
-        seen = set()
-        for n in self.names:
-            if n in seen: raise InputError(f"Table {self.name!r} has two columns named {n!r}: rename one of them.")
-            seen.add(n)
+        if twice := [n for i, n in enumerate(self.names) if n in self.names[:i]]: raise InputError(f"Table {self.name!r} has two columns named {twice[0]!r}: rename one of them.")
         for n in self.pkey + _names(self.time_col): self[n]
     def __getitem__(self, name):
         for c in self.columns:
@@ -167,22 +164,25 @@ def from_dict(
     return cls(tuple(tables), tuple(ForeignKey(**f) for f in data['fkeys']))
 
 # %% ../nbs/01_schema.ipynb #d6b92c51
+def _plain(s):
+    "An Arrow column as pandas' own, unless pandas can work with it as it is"
+    kept = not isinstance(s.dtype, pd.ArrowDtype) or pd.api.types.is_numeric_dtype(s.dtype) or s.dtype.type in (str, pd.Timestamp)
+    return s if kept else s.astype(object).where(s.notna(), None).infer_objects()
+
 def infer_kind(
     s: pd.Series # a column of a frame, of any dtype
 ) -> str: # one of `KINDS`, never 'key'
     "What may be computed from a column, judged by its dtype and by how often its values repeat [Def. 3.1]"
-    types = pd.api.types
+    types, s = pd.api.types, _plain(s)
     if isinstance(s.dtype, pd.CategoricalDtype): return 'category'
     if types.is_bool_dtype(s.dtype): return 'boolean'
     if types.is_numeric_dtype(s.dtype) or types.is_timedelta64_dtype(s.dtype): return 'number'
     if types.is_datetime64_any_dtype(s.dtype): return 'datetime'
     content = types.infer_dtype(s, skipna=True)
-    for kind, contents in dict(boolean=['boolean'], datetime=['date', 'datetime', 'datetime64'], category=['empty'],
-                               number=['integer', 'floating', 'mixed-integer-float', 'decimal', 'timedelta']).items():
+    for kind, contents in dict(boolean=['boolean'], datetime=['date', 'datetime', 'datetime64'], category=['empty'], number=['integer', 'floating', 'mixed-integer-float', 'decimal', 'timedelta']).items():
         if content in contents: return kind
-    values = s.dropna()
-    n = (values if content == 'string' else values.astype(str)).nunique()
-    return 'category' if n <= max(20, len(values)/2) else 'text'
+    values = s.dropna() if content == 'string' else s.dropna().map(str)
+    return 'category' if values.nunique() <= max(20, len(values)/2) else 'text'
 
 # %% ../nbs/01_schema.ipynb #a9c05dba
 def as_times(
@@ -190,10 +190,10 @@ def as_times(
     where: str # whose times, for the error
 ) -> pd.Series: # datetime64[ns] in UTC without time zone, NaT where null or beyond 1678-2261
     "Times in the one form in which they can be compared [contract: time]"
-    if pd.api.types.is_numeric_dtype(s.dtype) and s.notna().any():
-        raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().tolist()[0]!r}): convert it with pd.to_datetime(..., unit='s').")
+    s = _plain(s)
+    if pd.api.types.is_numeric_dtype(s.dtype) and s.notna().any(): raise InputError(f"Column {where} should hold times but holds numbers (such as {s.dropna().tolist()[0]!r}): convert it with pd.to_datetime(..., unit='s').")
     if not pd.api.types.is_datetime64_any_dtype(s.dtype):
-        text = s.dropna().astype(str)
+        text = s.dropna().astype(object).map(str)
         zoned = text.str.contains(r':\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$')
         if zoned.any() and not zoned.all(): raise InputError(f"Column {where} has a time zone on {zoned.sum()} of its {len(text)} times: give all of them one, or none.")
         times = pd.to_datetime(s.astype(object), format='ISO8601', errors='coerce', utc=True)
@@ -211,7 +211,7 @@ def as_stored(
     where: str # such as 'orders.date', for the error
 ) -> pd.Series: # the same values, stored as the table above says
     "A column in the one form of storage of its kind [Def. 3.1]"
-    types = pd.api.types
+    types, s = pd.api.types, _plain(s)
     if kind == 'datetime': return as_times(s, where)
     if kind in ('category', 'text'):
         if isinstance(s.dtype, np.dtype) and s.dtype != object: return s
@@ -223,7 +223,7 @@ def as_stored(
         s = s.astype(object).map(bool, na_action='ignore')
     if kind == 'boolean' and s.dtype != bool: return s.astype('boolean') if s.isna().any() else s.astype(bool)
     if kind == 'number' and not (isinstance(s.dtype, np.dtype) and s.dtype.kind in 'iuf'):
-        if types.is_timedelta64_dtype(s.dtype): return s.dt.total_seconds()
+        if types.infer_dtype(s, skipna=True).startswith('timedelta'): return pd.to_timedelta(s).dt.total_seconds()
         try: return s.astype('uint64' if types.is_unsigned_integer_dtype(s.dtype) else 'int64') if types.is_integer_dtype(s.dtype) and s.notna().all() else s.where(s.notna(), np.nan).astype('float64')
         except (TypeError, ValueError): raise InputError(f"Column {where} is said to hold numbers but does not (such as {(s[s.notna() & pd.to_numeric(s.astype(object), errors='coerce').isna()].tolist() or s.dropna().tolist())[0]!r}): give it kind 'category' or 'text'.") from None
     return s

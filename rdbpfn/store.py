@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_plus
 import ibis, numpy as np, pandas as pd, pyarrow as pa
 from .core import InputError
 from .schema import no_such
+from .sql import _file
 from .database import Database
 
 # %% ../nbs/11d_store.ipynb #a5e22449
@@ -27,7 +28,7 @@ def _known(name, out, two=False):
     return ibis.udf.scalar.builtin(f, name=name)
 
 _epoch_us, _epoch_ns, _unix_micros, _rdbpfn_ns, _rdbpfn_sort = (_known(n, int) for n in ('epoch_us', 'epoch_ns', 'unix_micros', 'rdbpfn_ns', 'rdbpfn_sort'))   # DuckDB twice, Spark, SQLite twice
-_typeof, _trim, _to_blob, _from_blob = _known('typeof', str), _known('trim', str), _known('encode', bytes), _known('decode', str)   # SQLite twice, DuckDB twice
+_rdbpfn_text, _typeof, _trim, _to_blob, _from_blob = _known('rdbpfn_text', str), _known('typeof', str), _known('trim', str), _known('encode', bytes), _known('decode', str)   # SQLite three times, DuckDB twice
 _convert_to, _convert_from, _encode = _known('convert_to', bytes, True), _known('convert_from', str, True), _known('encode', str, True)   # Postgres
 
 # %% ../nbs/11d_store.ipynb #7bc02e30
@@ -51,7 +52,7 @@ def nanoseconds(
     if dialect == 'sqlite': return _rdbpfn_ns(x)
     if x.type().is_timestamp() and dialect == 'duckdb' and x.type().scale == 9: return _epoch_ns(x)
     if x.type().is_string():                                                                    # a plain cast would drop the offset
-        text = x.replace('/', '-')
+        text = x.replace('/', '-').nullif('')
         us = ibis.ifelse(text.re_search(ZONED), _microseconds(text.cast("timestamp('UTC')"), dialect), _microseconds(text.cast('timestamp'), dialect))
     else: us = _microseconds(x if x.type().is_timestamp() else x.cast('timestamp'), dialect)
     return ibis.ifelse(us.between(*_YEARS), us, None).cast('int64')*1000
@@ -92,7 +93,7 @@ def _arrow(db, table):
 # %% ../nbs/11d_store.ipynb #2284f913
 def _sqlite_ns(x):
     "Nanoseconds of a time that SQLite holds as text"
-    if x is None: return None
+    if x is None or x == '' or isinstance(x, str) and x.isspace(): return None
     if not isinstance(x, str): raise ValueError(f'{x!r} is no time in ISO 8601')
     if len(x) <= 26:                                                        # no more than microseconds: ten times faster than pandas
         try: d = datetime.fromisoformat(x) - datetime(1970, 1, 1)
@@ -108,14 +109,18 @@ def _sqlite_sort(x):
     "0 for a time without an offset, 1 for one with, 2 for text that is no time"
     return None if x is None else 2 if not re.match(ISO_TIME, x) else int(bool(re.search(ZONED, x)))
 
+def _sqlite_text(x):
+    "The text of a value of any type, as in memory"
+    return None if x is None else str(x)
+
 def _connect(source):
     "A connection to a file, folder or URL, read only where the database knows how"
     memory = lambda: ibis.duckdb.connect(temp_directory=tempfile.gettempdir())       # spills there
     if source is None: return memory()
-    path = Path(str(source).split('://', 1)[-1])
-    if _is_url(source) and not str(source).startswith(('duckdb:', 'sqlite:')):
-        try: return ibis.connect(str(source))
-        except Exception as e: raise InputError(f"The {str(source).split(':')[0]} database cannot be opened ({type(e).__name__}): check that it runs, the URL, your rights, and that its Python package is installed.") from None
+    if _is_url(source) and not source.startswith(('duckdb:', 'sqlite:')):
+        try: return ibis.connect(source)
+        except Exception as e: raise InputError(f"The {source.split(':')[0]} database cannot be opened ({type(e).__name__}): check that it runs, the URL, your rights, and that its Python package is installed.") from None
+    path = _file(source) if _is_url(source) else Path(str(source))                     # a URL's path is relative to the current folder, as in 01b
     if path.is_dir(): return memory()
     if not path.is_file(): raise InputError(f"There is no folder or file {str(source)!r}: give a folder of Parquet files, a DuckDB or SQLite file, a URL or an Ibis connection.")
     with open(path, 'rb') as f: start = f.read(16)
@@ -173,11 +178,21 @@ def _check_times(store, table, column):
     if x.type().is_numeric() and _is_empty(store, table, column): return _set_null(store, table, column, 'timestamp')
     text = _trim(x) if store.dialect == 'sqlite' and not x.type().is_numeric() else x      # SQLite has no times
     if not text.type().is_string(): return
+    text = text.nullif('')
     sort = _rdbpfn_sort(text) if store.dialect == 'sqlite' else ibis.cases((~text.re_search(ISO_TIME), 2), (text.re_search(ZONED), 1), else_=0)
     kinds = store.tables[table].select(text=text, sort=sort).drop_null('text').group_by('sort').aggregate(n=lambda t: t.count(), example=lambda t: t.text.min())
     found = {r['sort']: r for r in store.con.to_pyarrow(kinds).to_pylist()}
     if 2 in found: raise InputError(f"Column {where} should hold times, but {found[2]['n']} values are none in ISO 8601 (such as {found[2]['example']!r}): correct them, or cast them in a view.")
     if len(found) == 2: raise InputError(f"Column {where} has a time zone on {found[1]['n']} of its {found[0]['n'] + found[1]['n']} times: give all of them one, or none.")
+
+def _check_category(store, table, column):
+    "Refuse values that have no name; where SQLite mixes text with numbers, all become text, as in 01b"
+    x, kinds, declared = store.tables[table][column], [], ''
+    if store.dialect == 'sqlite':
+        declared = (store.con.con.execute('select type from pragma_table_info(?) where name = ?', (table, column)).fetchone() or ('',))[0]
+        kinds = store.con.to_pyarrow(store.tables[table].select(k=_typeof(x)).distinct())['k'].to_pylist()
+    if x.type().is_nested() or x.type().is_binary() or 'blob' in kinds: raise InputError(f"Column {table}.{column} holds {'binary' if 'blob' in kinds else x.type()}, which no category can be in place: cast it to text in a view, or leave it out with kinds={{{table!r}: {{{column!r}: 'text'}}}}.")
+    if 'text' in kinds and ({'integer', 'real'} & {*kinds} or not x.type().is_string()): store.tables[table] = store.tables[table].mutate(**{column: _rdbpfn_text(x).nullif('') if declared else _rdbpfn_text(x)})
 
 # %% ../nbs/11d_store.ipynb #68e6b898
 def _family(x):
@@ -242,7 +257,7 @@ def _in_place(source, plan, names, fkeys, before):
     "The tables where they are, checked"
     con = source if isinstance(source, ibis.BaseBackend) else _connect(str(source))
     if con.name == 'sqlite':
-        for name, f in (('rdbpfn_ns', _sqlite_ns), ('rdbpfn_sort', _sqlite_sort)): con.con.create_function(name, 1, f, deterministic=True)
+        for name, f in (('rdbpfn_ns', _sqlite_ns), ('rdbpfn_sort', _sqlite_sort), ('rdbpfn_text', _sqlite_text)): con.con.create_function(name, 1, f, deterministic=True)
     folder = Path(source)/'db' if con is not source and Path(source).is_dir() else None
     found = [p.stem for p in folder.glob('*.parquet')] if folder else con.list_tables()
     for t in names:
@@ -253,7 +268,8 @@ def _in_place(source, plan, names, fkeys, before):
     times = {(t, plan.schema[t].time_col) for t in names if plan.schema[t].time_col}
     for t, c in sorted({(f.table, f.column) for f in plan if f.column is not None} | times):
         if c not in tables[t].columns: raise no_such('column', c, f'table {t!r}', tables[t].columns)
-        if plan.schema[t][c].kind == 'datetime': _check_times(store, t, c)
+        check = dict(datetime=_check_times, category=_check_category).get(plan.schema[t][c].kind)
+        if check: check(store, t, c)
     _cut(store, plan.schema, before)
     for f in fkeys: _check_fkey(store, f)
     return store

@@ -9,7 +9,7 @@ __all__ = ['FLOATS', 'StructureConfig', 'Law', 'draw_law', 'unit', 'initial_stat
 # %% ../nbs/07_structure.ipynb #f12e908a
 from dataclasses import dataclass
 import torch
-from .core import InputError, apply_mlp, check_pair, check_range, random_mlp
+from .core import apply_mlp, check_pair, check_range, random_mlp
 from .temporal import TemporalConfig, draw_times, sample_signature
 from .topology import Blueprint
 

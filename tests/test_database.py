@@ -2,7 +2,7 @@
 import datetime as dt, decimal, json, pickle, random, sqlite3, sys, time, types, uuid, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from rdbpfn.core import InputError
+from rdbpfn.core import InputError, atomic_path
 from rdbpfn.database import Database
 from rdbpfn.examples import DATA
 from rdbpfn.schema import Column, ForeignKey, Schema, Table, _layers, _positions, as_stored, as_times, infer_kind
@@ -152,6 +152,25 @@ def test_bad_input_is_one_sentence(keys, said):
     with pytest.raises(InputError, match=said) as e: Database.from_frames(frames, **keys)
     assert '\n' not in str(e.value)
 
+@pytest.mark.parametrize('keys, said', [
+    (dict(fkey_col_to_pkey_table={'c': 'p'}), "fkey_col_to_pkey_table of table 'c' is 'p': write it as {column"), (dict(pkey_col='id'), "pkey_col is 'id': write it as {table"), (dict(kinds={'c': None}), "kinds of table 'c' is None"),
+    (dict(fkey_col_to_pkey_table={'c': {'ref': None}}), r'c\.ref refers to None: name its parent'), (dict(fkey_col_to_pkey_table={'c': {'ref': []}}), r'c\.ref refers to \[\]'),
+    (dict(fkey_col_to_pkey_table={'c': {'ref': ['p', 'id', 'x']}}), r'c\.ref refers to .*: name its parent'), (dict(fkey_col_to_pkey_table={'c': {'ref': 'p'}}, pkey_col={'p': ()}), 'p, which has no primary key')])
+def test_keys_that_are_told_in_another_shape_are_one_sentence(keys, said, sqlite):
+    frames = dict(p=pd.DataFrame(dict(id=[1])), c=pd.DataFrame(dict(ref=[1, 2])))
+    url = sqlite('create table p (id integer); create table c (ref integer)')
+    for make in (lambda: Database.from_frames(frames, **keys), lambda: Database.from_sql(url, **keys)):
+        with pytest.raises(InputError, match=said): make()
+
+def test_names_that_are_numbers_are_text():
+    frames = {1: pd.DataFrame({0: [5, 6]}), 2: pd.DataFrame({0: [6, 5], 1: [7, 8], 2: ['2024-01-01', '2024-01-02'], 3: [1, 2]})}
+    db = Database.from_frames(frames, {1: 0}, {2: {0: 1, 1: [1, 0]}}, {2: 2}, {2: {3: 'category'}})
+    assert db.schema == Database.from_frames(frames, {'1': '0'}, {'2': {'0': '1', '1': ['1', '0']}}, {'2': '2'}, {'2': {'3': 'category'}}).schema
+    assert [c.kind for c in db.schema['2'].columns] == ['key', 'key', 'datetime', 'category'] and db.schema['2'].time_col == '2' and rows(db) == [1, 0]
+    assert Database.from_frames(frames, {2: (0, 1)}).schema['2'].pkey == ('0', '1')
+    with pytest.raises(InputError, match="two tables named '1': rename"): Database.from_frames({1: frames[1], '1': frames[2]})
+    with pytest.raises(InputError, match="Table 'c' is of type dict: give a pandas DataFrame"): Database.from_frames({'c': {'id': [1]}})
+
 def test_unknown_tables_and_foreign_keys():
     db = pair([1], [1])
     for ask in (lambda: db.n_rows('x'), lambda: db.times('x'), lambda: db.row_of('x', [1]), lambda: db.row_of('c', [1]), lambda: db.parent_rows(ForeignKey('c', 'ref', 'q', 'id')), lambda: db.parent_rows('x')):
@@ -175,6 +194,23 @@ def test_every_kind_is_stored_in_one_form():
     for odd in (['no', None], ['0', '1'], [1, 2], [.5, None], pd.to_datetime(['1970-01-01'])):
         with pytest.raises(InputError, match='t.c is said to hold truth values'): as_stored(pd.Series(odd), 'boolean', 't.c')
     assert as_stored(pd.Series([[1, 2], None, {'a': 1}]), 'text', 't.c').tolist() == ['[1, 2]', None, "{'a': 1}"]
+
+def test_arrow_columns_are_understood():
+    import pyarrow as pa
+    day, want = dt.date(2024, 7, 1), pd.Timestamp('2024-07-01')
+    column = lambda values, kind: pd.Series(pd.array(values, dtype=pd.ArrowDtype(kind)))
+    for kind in (pa.date32(), pa.date64(), pa.timestamp('s'), pa.timestamp('us'), pa.timestamp('ns', 'UTC')):
+        s = column([day if pa.types.is_date(kind) else want, None], kind)
+        assert infer_kind(s) == 'datetime' and as_times(s, 't.c').tolist() == [want, pd.NaT] and as_times(s, 't.c').dtype == 'datetime64[ns]', kind
+        db = Database.from_frames(dict(t=pd.DataFrame(dict(day=s, key=s))), dict(t='key'), time_col=dict(t='day'))
+        assert db.upto('2025-01-01').n_rows('t') == 1 and db.row_of('t', s).tolist() == db.row_of('t', [want, None]).tolist() == [0, -1], kind
+    assert as_times(column([dt.date(9999, 12, 31), day], pa.date32()), 't.c').tolist() == [pd.NaT, want]
+    for values, kind, said, stored in (([[1], None], pa.list_(pa.int64()), 'category', ['[1]', None]), ([{'a': 1}, None], pa.struct([('a', pa.int64())]), 'category', ["{'a': 1}", None]), ([b'\xff', None], pa.binary(), 'category', ["b'\\xff'", None]),
+                                       ([dt.timedelta(1), None], pa.duration('us'), 'number', [86400., None]), ([None, None], pa.decimal128(9, 2), 'number', [None, None])):
+        got = Database.from_frames(dict(t=pd.DataFrame(dict(c=column(values, kind)))))
+        assert got.schema['t']['c'].kind == said and [None if pd.isna(v) else v for v in got.table_dict['t'].c] == stored, kind
+    assert as_stored(pd.Series([dt.timedelta(1), None], dtype=object), 'number', 't.c')[0] == 86400
+    with pytest.raises(InputError, match='t.c should hold times, but 1 values are none'): as_times(column([b'\xff'], pa.binary()), 't.c')
 
 def test_times_in_zones_are_utc_whatever_holds_them():
     noon, want = dt.datetime(2024, 7, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2))), pd.Timestamp('2024-07-01 10:00')
@@ -259,9 +295,32 @@ def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match='no a.parquet'): Database.from_folder(tmp_path)
     (tmp_path/'db').mkdir(); (tmp_path/'db'/'a.parquet').write_text('x'*100)
     with pytest.raises(InputError, match='cannot be read'): Database.from_folder(tmp_path)
-    for spec in ('{', '[]', '"a"', '{"a": 1}', '[{"a": {}}]'):
+    for spec in ('{', '[]', '"a"', '{"a": 1}', '{"a": null}', '{"a": []}', '[{"a": {}}]', '{"a": {"fk": ["x"]}}', '{"a": {"pk": 5}}', '{"a": {"time": ["x"]}}', '{"a": {"kinds": ["x"]}}', '{"a": {"unclear": 5}}'):
         (tmp_path/'schema.json').write_text(spec)
         with pytest.raises(InputError, match='cannot be read .*schema.json must be JSON'): Database.from_folder(tmp_path)
+
+@pytest.mark.parametrize('name', ['../../out', 'a/b', 'a\\b', '.', '..', ''])
+def test_no_table_leads_out_of_its_folder(tmp_path, name):
+    frame, place = pd.DataFrame(dict(id=[1])), tmp_path/'in'/'x'
+    with pytest.raises(InputError, match='The name of table .* cannot be that of a file') as e: Database.from_frames({'first': frame, name: frame}).to_folder(place)
+    assert repr(name) in str(e.value) and not list(tmp_path.iterdir())
+    Database.from_frames(dict(a=frame)).to_folder(place)
+    frame.to_parquet(tmp_path/'out.parquet')
+    (place/'schema.json').write_text(json.dumps({name: {}}))
+    with pytest.raises(InputError, match='The name of table .* cannot be that of a file: rename it'): Database.from_folder(place)
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    mixed = Database.from_frames(dict(p=pd.DataFrame(dict(id=[1])), c=pd.DataFrame(dict(x=[1, 'a']))), dict(c='x'))
+    with pytest.raises(InputError, match="Table 'c' cannot be written as Parquet .*column x.*one type"): mixed.to_folder(tmp_path/'a')
+    (tmp_path/'file').write_text('kept')
+    with pytest.raises(InputError, match=r"file/db/p\.parquet' cannot be written \(Not a directory: .*choose another place"): mixed.to_folder(tmp_path/'file')
+    (tmp_path/'folder'/'x').mkdir(parents=True)
+    for place in (tmp_path/'file'/'x', tmp_path/'folder', '/proc/x', ''):
+        with pytest.raises(InputError, match='cannot be written'):
+            with atomic_path(place) as tmp: tmp.write_text('new')
+    with pytest.raises(OSError, match='No space') as e:                        # the writer's own error
+        with atomic_path(tmp_path/'file') as tmp: raise OSError(28, 'No space left on device')
+    assert not isinstance(e.value, InputError) and (tmp_path/'file').read_text() == 'kept' and not list(tmp_path.rglob('.*.tmp'))
 
 @pytest.mark.parametrize('name, n_tables, n_fkeys', [('rel-f1', 9, 13), ('nycflights13', 5, 6), ('intl_football', 5, 7), ('cdnow', 2, 1)])
 def test_real_folders(name, n_tables, n_fkeys):
@@ -370,6 +429,20 @@ def test_a_sample_of_a_long_column_decides_and_gaps_do_not_matter():
     assert looks_like_times(many) and looks_like_times(many.astype('string')) and not looks_like_times(many.astype('category'))
     many[70_003] = 'soon'
     assert not looks_like_times(many)
+
+@pytest.mark.parametrize('declared', ['text', 'date'])
+def test_rows_that_are_never_seen_are_told_of(sqlite, tmp_path, declared):
+    values, said = ['2024-01-01', '9999-12-31', None, '1600-01-01'], 'Column orders.placed is taken as the time of its table, and 2 of its values lie before 1678 or after 2261'
+    url = orders(sqlite, f'placed {declared}', values + [''])
+    with pytest.importorskip('duckdb').connect(tmp_path/'a.duckdb') as con:
+        con.execute(f'create table orders (oid integer primary key, placed {declared})')
+        con.executemany('insert into orders values (?, ?)', list(enumerate(values)))
+    for source in (url, tmp_path/'a.duckdb'):
+        with pytest.warns(UserWarning, match=said): db = Database.open(source)
+        assert db.schema['orders'].time_col == 'placed' and db.upto('2262-01-01').n_rows('orders') == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            for time in ('placed', None): Database.open(source, time_col={'orders': time})
 
 BROKEN = [(['2024-01-01 10:00:00', '2024-03-01 10:00:00+02:00'], 'time zone on 1 of its 2'), (['2024-03-01 10:00:00+02:00', '2024-01-01 10:00:00'], 'time zone on 1 of its 2'),
           (['2024-01-01', '2024-03-01', 'soon'], r"1 values are none in ISO 8601 \(such as 'soon'\)"), (['01/01/2024', '03/01/2024'], "such as '01/01/2024'"), ([1704067200, '2024-03-01'], "such as '1704067200'")]
@@ -490,6 +563,28 @@ def test_duckdb_types_and_keys(tmp_path):
     assert [c.kind for c in db.schema['p'].columns] == ['key', 'category', 'number', 'category', 'boolean', 'number', 'datetime']
     assert Database.from_folder(db.to_folder(tmp_path/'out')).schema == db.schema
     assert Database.from_sql(f'duckdb://{tmp_path}/a.duckdb', tables=['v'], pkey_col={'v': 'id'}).row_of('v', [2]).tolist() == [1]
+
+def test_bytes_do_not_hide_a_database(sqlite):
+    db = Database.open(sqlite("""create table p (id blob primary key, photo blob, mixed, n integer, "x.y" real); create table c (ref blob references p(id));
+      insert into p values (x'ff01', x'89504eff', 'a', 9007199254740993, 1.5), (x'ff02', null, x'ff', null, null); insert into c values (x'ff02'), (null), (x'ff03')"""))
+    p = db.table_dict['p']
+    assert p.photo.tolist() == [str(b'\x89PN\xff'), None] and p.mixed.tolist() == ['a', str(b'\xff')] and db.schema['p']['photo'].kind == 'category' and rows(db) == [1, -1, -1]
+    many = Database.from_frames(dict(t=pd.DataFrame(dict(photo=[bytes([255, i]) for i in range(50)]))))
+    assert many.schema['t']['photo'].kind == 'text' and many.table_dict['t'].photo[0] == str(b'\xff\x00')
+
+@pytest.mark.parametrize('declared, value, kept', [('interval', "interval '1 day'", '1 day'), ('bit', "'0101'::bit", '0101'), ('union(a int, b varchar)', 'union_value(a := 1)', '1'), ('interval[]', "[interval '1 day']", '[1 day]'), ('blob', r"'\xff'::blob", "b'\\xff'")])
+def test_duckdb_types_that_arrow_cannot_hold_are_text(tmp_path, declared, value, kept):
+    with pytest.importorskip('duckdb').connect(tmp_path/'a.duckdb') as con:
+        con.execute(f'create table "a""b" (id bigint primary key, "c d" {declared}); create view v as from "a""b"; insert into "a""b" values (9007199254740993, {value}), (2, null)')
+    db = Database.open(tmp_path/'a.duckdb')
+    assert db.table_dict['a"b']['c d'].tolist() == [kept, None] and db.table_dict['a"b'].id[0] == 2**53 + 1 and db.schema['a"b']['c d'].kind == 'category'
+    assert Database.from_sql(tmp_path/'a.duckdb', tables=['v'], limit=1).table_dict['v']['c d'].tolist() == [kept]
+    with pytest.raises(InputError, match="no table 'nosuch' in duckdb:///"): Database.from_sql(tmp_path/'a.duckdb', tables=['nosuch'])
+
+def test_a_table_that_cannot_be_read_is_named(sqlite):
+    url = sqlite("create table good (id integer primary key); create table bad (id integer primary key, n text); insert into bad values (1, cast(x'ff' as text))")
+    with pytest.raises(InputError, match="Table 'bad' in sqlite:///.* cannot be read .*column 'n'.*naming the others in tables"): Database.open(url)
+    assert Database.from_sql(url, tables=['good']).schema.names == ('good',)
 
 def test_duckdb_numbers_without_a_sign_beside_a_null(tmp_path):
     with pytest.importorskip('duckdb').connect(tmp_path/'a.duckdb') as con: con.execute("""create table p (id ubigint primary key, n utinyint); create table c (ref ubigint references p(id));

@@ -1,5 +1,5 @@
 "Both engines of Deep Feature Synthesis: equal on databases with every nasty case, and blind to the future."
-import time
+import datetime, decimal, time
 import numpy as np, pandas as pd, pytest
 import rdbpfn.dfs_tensor as dt
 from rdbpfn.aggregates import AGGREGATES, AGGS, agg_parts, feature_set
@@ -8,6 +8,7 @@ from rdbpfn.database import Database
 from rdbpfn.dfs import featuretools_features, plan_features
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import flights, load_task, shop, shop_answers
+from rdbpfn.history import as_span, cached_features, digest, with_history
 from rdbpfn.schema import Column, ForeignKey, Schema, Table
 
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
@@ -265,12 +266,56 @@ def test_a_string_is_one_name_or_told():
 
 def test_another_version_does_not_read_the_features_of_this_one(tmp_path, monkeypatch):
     "What an engine computes belongs to the code that computed it"
-    from rdbpfn import history
     plan = plan_features(shop().schema, 'customers', 1)
     for version in ('0.1', '0.1', '0.2'):
-        monkeypatch.setattr(history, '__version__', version)
-        history.cached_features(compute_features, shop(), plan, [0, 1], None, tmp_path)
+        monkeypatch.setattr('rdbpfn.history.__version__', version)
+        cached_features(compute_features, shop(), plan, [0, 1], None, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+@pytest.mark.parametrize('delay, seen', [('30D', 1), ('87000D', 0), ('100000D', 0), (pd.Timedelta.max, 0)])
+def test_a_label_that_is_known_after_the_end_of_time_is_never_seen(delay, seen):
+    "Its time would wrap around, and each question see its own label"
+    asked = pd.DataFrame(dict(who=['ada'], at=pd.to_datetime(['2024-02-01']), left=[True]))
+    db = with_history(shop(), 'customers', asked, 'who', 'at', 'left', delay)
+    plan = plan_features(db.schema, 'customers', 1).select(['COUNT(customers_labels)'])
+    assert compute_features(db, plan, [0, 0], pd.to_datetime(['2024-02-01', '2025-01-01'])).iloc[:, 0].tolist() == [0, seen]
+
+@pytest.mark.parametrize('delay', ['106752D', '200000D', np.timedelta64(200_000, 'D'), datetime.timedelta(200_000)])
+def test_a_span_that_nanoseconds_cannot_count_is_told(delay):
+    with pytest.raises(InputError, match='label_delay must be less than 292 years'): as_span(delay, 'label_delay')
+    assert as_span('106751D') == pd.Timedelta('106751D') and as_span(np.timedelta64(2, 's')).unit == 'ns'
+
+VALUES = dict(interval=pd.interval_range(0, 3), times=pd.date_range('2020-01-01', periods=3), decimals=[decimal.Decimal(i)/4 for i in range(3)], clock=[datetime.time(i) for i in range(3)], mixed=[1, 'a', (1, 2)], tuples=[(1, 2), (3,), 'x'], texts=list('abc'), numbers=[1, 2, 3])
+
+@pytest.mark.parametrize('name', VALUES)
+def test_any_category_is_kept_and_a_damaged_file_is_made_anew(name, tmp_path):
+    c = pd.Series([*VALUES[name], *VALUES[name]], dtype=object)
+    db = Database.from_frames({'p': pd.DataFrame({'id': range(6), 'c': c.astype('category') if name != 'mixed' else c})}, {'p': 'id'}, kinds={'p': {'c': 'category'}})
+    plan, rows = plan_features(db.schema, 'p', 0), [0, 1, 2, 5]
+    kept = lambda: cached_features(compute_features, db, plan, rows, None, tmp_path)
+    first, want = kept(), compute_features(db, plan, rows)
+    identical(first, kept())
+    assert first.c.map(str).tolist() == want.c.map(str).tolist()
+    file, = tmp_path.iterdir()
+    for damage in (b'', b'no Parquet', file.read_bytes()[:-9]):
+        file.write_bytes(damage)
+        identical(kept(), first)
+        assert file.read_bytes() != damage
+
+def test_one_and_the_text_of_one_are_not_the_same_content():
+    a, b = (Database.from_frames({'p': pd.DataFrame({'c': values})}, kinds={'p': {'c': 'category'}}) for values in ([1, 'a'], ['1', 'a']))
+    assert digest(a) != digest(b)
+
+@pytest.mark.parametrize('folder', ['file', 'file/under', '/proc/rdbpfn'])
+def test_a_cache_that_cannot_be_is_told(folder, tmp_path):
+    (tmp_path/'file').write_text('x')
+    with pytest.raises(InputError, match='Features cannot be kept in .*let cache name a folder'): cached_features(compute_features, shop(), plan_features(shop().schema, 'customers', 1), [0], None, tmp_path/folder)
+
+@pytest.mark.parametrize('given', [dict(max_depth=np.int64(1)), dict(max_depth=np.arange(3)[1], mask=None), dict(max_depth=1, mask=[]), dict(max_depth=1, mask=())])
+def test_plans_take_numbers_of_numpy_and_no_mask(given):
+    assert plan_features(shop().schema, 'customers', **given) == plan_features(shop().schema, 'customers', 1)
+    for depth in (np.float64(1), 1.5, -1, np.int64(-1), 'x', None):
+        with pytest.raises(InputError, match='max_depth must be a whole number'): plan_features(shop().schema, 'customers', depth)
 
 def test_keys_are_no_features():
     for seed in range(30):

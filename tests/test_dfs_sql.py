@@ -1,5 +1,5 @@
 "Features computed in databases: the same as in memory, in whatever holds the tables, blind to the future, and nothing is written."
-import hashlib, os, shutil, subprocess
+import hashlib, os, shutil, sqlite3, subprocess
 from pathlib import Path
 import ibis, numpy as np, pandas as pd, pyarrow as pa, pytest
 from rdbpfn.core import InputError
@@ -9,6 +9,9 @@ from rdbpfn.dfs import featuretools_features, plan_features
 from rdbpfn.dfs_sql import DIALECTS, open_store, sql_features
 from rdbpfn.dfs_tensor import compute_features
 from rdbpfn.examples import flights, load_task, shop
+from rdbpfn.in_place import InPlace
+from rdbpfn.questions import ask_sql
+from rdbpfn.schema import Column, Schema, Table
 from test_dfs import DAYS, FULL, chain, identical, past_and_future, random_database, request, same
 
 LONG = 'RDBPFN_LONG' in os.environ                     # RDBPFN_LONG=1: 200 random databases in each engine
@@ -465,7 +468,6 @@ def test_other_dialects_are_told_from_these():
 
 def test_queries_of_a_place_get_a_sentence_of_their_own(tmp_path):
     "A slip in the query is not blamed on features, a file that went is no error of DuckDB, and a cut is not passed over"
-    from rdbpfn.in_place import InPlace
     shop().to_folder(tmp_path)
     there = InPlace.open(tmp_path)
     assert there.ask('select count(*) as n from orders').n[0] == 8
@@ -473,6 +475,70 @@ def test_queries_of_a_place_get_a_sentence_of_their_own(tmp_path):
     with pytest.raises(InputError, match='this place is cut before 2024-02-10'): there.upto('2024-02-10').ask('select count(*) from orders')
     (tmp_path/'db'/'orders.parquet').unlink()
     with pytest.raises(InputError, match='could not answer the query'): there.ask('select count(*) from customers')
+
+WRITES = {'select 1; drop table items': 'SELECT and DROP', 'drop table items': 'DROP', 'delete from items returning *': 'DELETE', 'with gone as (delete from items returning *) select * from gone': 'DELETE', 'with x as (update items set price = 0 returning *) select 1': 'UPDATE',
+          'select * into copied from items': 'INTO', 'create table copied as select * from items': 'CREATE', 'insert into items select * from items': 'INSERT', 'vacuum': 'VACUUM', '': 'nothing', '-- select 1': 'nothing'}
+
+@pytest.mark.parametrize('engine', ['duckdb', 'sqlite'])
+@pytest.mark.parametrize('query', WRITES)
+def test_a_place_is_only_read(engine, query, empty):
+    "Through the caller's own connection, which may write"
+    con = fill(empty(engine), shop())
+    there, tables = InPlace.open(con), sorted(con.list_tables())
+    with pytest.raises(InputError, match=f'A task is one query that reads, not {WRITES[query]}: begin with SELECT'): ask_sql(there, query)
+    assert sorted(con.list_tables()) == tables and con.table('items').count().execute() == shop().n_rows('items')
+    for reads in ('select count(*) as n from orders;', 'with o as (select * from orders) select count(*) as n from o -- all of them'): assert ask_sql(there, reads).n[0] == 8
+    with pytest.raises(InputError, match=f'{engine} could not answer the query'): ask_sql(there, 'selec 1')
+
+def test_a_slip_beside_a_table_of_odd_times_is_not_one_of_features():
+    con = ibis.sqlite.connect()
+    con.con.executescript("create table a (id integer primary key, placed text); insert into a values (1, 'soon')")
+    there = InPlace(con, Schema((Table('a', (Column('id', 'key'), Column('placed', 'datetime')), ('id',), 'placed'),), ()), {})
+    assert there.ask('select placed from a').placed[0] == 'soon'
+    with pytest.raises(InputError, match='sqlite could not answer the query'): there.ask('select nothing from a')
+
+@pytest.mark.parametrize('kind', ['sqlite', 'duckdb'])
+def test_the_path_of_a_url_is_relative_to_the_current_folder(kind, tmp_path, monkeypatch):
+    "In place as in memory; with four slashes it is absolute"
+    fill(getattr(ibis, kind).connect(tmp_path/f'shop.{kind}'), shop()).disconnect()
+    monkeypatch.chdir(tmp_path)
+    plan = plan_features(shop().schema, 'customers')
+    want = sql_features(tmp_path/f'shop.{kind}', plan, ['ada'])
+    for url in (f'{kind}:///shop.{kind}', f'{kind}:///{tmp_path}/shop.{kind}', f'{kind}://{tmp_path}/shop.{kind}'):
+        there = InPlace.open(url, pkey_col={'customers': 'customer_id'})
+        identical(sql_features(url, plan, ['ada']), want)
+        assert there.ask('select count(*) as n from orders').n[0] == 8 and there.row_of('customers', ['ada']).tolist() == ['ada']
+    with pytest.raises(InputError, match="There is no file 'gone.db'"): sql_features(f'{kind}:///gone.db', plan, ['ada'])
+
+MIXED = dict(numeric=['x', '', 'y', None], integer=['x', 3, '', None], real=['1.5', '', 2, 'x'], boolean=[0, 1, '', 't'], text=['a', 1, 2.5, ''], date=['2020-01-01', '', None, '  '], timestamp=['2020-01-01 10:00', '', None, '2021-03-04'], none=[1, 1.5, '1', 1e20])
+
+@pytest.mark.parametrize('declared', MIXED)
+def test_sqlite_columns_of_several_types_are_as_in_memory(declared, tmp_path):
+    "Text among numbers makes all of them text, and an empty text where a number or a time is declared is missing"
+    values = MIXED[declared]
+    with sqlite3.connect(tmp_path/'mixed.db') as con:
+        for t, more in (('p', ''), ('c', ', p integer references p(id)')): con.execute(f"create table {t} (id integer primary key, x {declared.replace('none', '')}{more})")
+        con.executemany('insert into p values (?, ?)', [(i, values[i % 4]) for i in range(8)])
+        con.executemany('insert into c values (?, ?, ?)', [(i, values[i//2 % 4], i % 8) for i in range(16)])
+    con.close()
+    db = Database.open(tmp_path/'mixed.db', time_col={'p': None, 'c': None}, kinds={t: {'x': 'category'} for t in 'pc'} if declared == 'none' else {})
+    plan = plan_features(db.schema, 'p')
+    assert plan.names[0] in ('x', 'DAYS_SINCE(x)')
+    same(sql_features(tmp_path/'mixed.db', plan, range(8)), compute_features(db, plan, range(8)))
+
+@pytest.mark.parametrize('engine, of', [('duckdb', 'integer[]'), ('duckdb', 'struct(a integer)'), ('duckdb', 'map(text, integer)'), ('duckdb', 'blob'), ('sqlite', 'blob')])
+def test_values_that_have_no_name_get_a_sentence(engine, of, empty):
+    con, value = empty(engine), {'integer[]': '[1]', 'struct(a integer)': "{'a': 1}", 'map(text, integer)': "map {'a': 1}", 'blob': "x'61'" if engine == 'sqlite' else "'a'::blob"}[of]
+    put(con, 'p', f'id integer, x {of}', f'(1, {value})')
+    db = Database.from_frames({'p': pd.DataFrame({'id': [1], 'x': ['a']})}, {'p': 'id'}, kinds={'p': {'x': 'category'}})
+    with pytest.raises(InputError, match="Column p.x holds .*, which no category can be in place: cast it to text in a view, or leave it out with kinds={'p': {'x': 'text'}}"): sql_features(con, plan_features(db.schema, 'p'), [1])
+
+def test_empty_text_is_no_time():
+    con = ibis.duckdb.connect()
+    put(con, 'p', 'id integer', '(1)')
+    put(con, 'c', 'id integer, p integer, time varchar', "(1, 1, '2020-01-02'), (2, 1, ''), (3, 1, null)")
+    plan = plan_features(parents_and_children(DAYS[0]).schema, 'p').select(['COUNT(c)'])
+    assert sql_features(con, plan, [1, 1], DAYS[[1, 2]])['COUNT(c)'].tolist() == [0, 1]
 
 def test_the_sql_of_a_feature_runs_as_it_stands(shop_in_duckdb):
     "Paste it into a console with a table `rows`: the same number"
@@ -510,7 +576,6 @@ def test_nothing_in_nothing_out_in_sql(seed, shop_in_duckdb):
 
 def test_an_estimator_asks_a_server_by_its_url(postgres):
     "Keys and times from the catalogue, features by queries, answers as from memory; nothing is left behind"
-    from rdbpfn.in_place import InPlace
     from rdbpfn.relational import RelationalClassifier
     con, rng = postgres(), np.random.default_rng(0)
     for t in con.list_tables(): con.drop_table(t, force=True)
@@ -529,7 +594,8 @@ def test_an_estimator_asks_a_server_by_its_url(postgres):
     pd.testing.assert_frame_equal(*(m.feature_frame(X[30:]).astype(object) for m in (a, b)), rtol=1e-9)
     assert np.allclose(a.predict_proba(X[30:]), b.predict_proba(X[30:]), atol=1e-4) and sorted(con.list_tables()) == before
     assert there.ask('select count(*) as n from "order"').n[0] == 300
-    for bad in ('drop table "order"', 'delete from "order" returning *'):
-        with pytest.raises(InputError): there.ask(bad)
+    for bad in ('drop table "order"', 'delete from "order" returning *', 'select 1; drop table "order"', 'with gone as (delete from "order" returning *) select * from gone', 'select * into copied from "order"'):
+        with pytest.raises(InputError, match='A task is one query that reads, not '): there.ask(bad)
+    assert sorted(con.list_tables()) == before
     assert con.table('order').count().execute() == 300
     con.disconnect()

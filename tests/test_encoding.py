@@ -1,8 +1,8 @@
 """What a query row is encoded to depends on the context and on itself alone."""
 import datetime as dt, decimal
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pyarrow as pa, pytest
 from rdbpfn.classifier import RDBPFNClassifier
-from rdbpfn.encoding import FrameEncoder
+from rdbpfn.encoding import FrameEncoder, as_numbers, holds_dates
 from rdbpfn.model import ModelConfig, RDBPFN
 
 DAYS = pd.date_range('2020-01-01', periods=40, freq='3D')
@@ -27,7 +27,6 @@ def test_a_query_is_encoded_as_if_it_were_alone(context):
 
 @pytest.mark.parametrize('context', CONTEXTS)
 def test_rows_of_the_context_are_encoded_as_they_were_learnt(context):
-    from rdbpfn.encoding import as_numbers
     frame = pd.DataFrame({'c': CONTEXTS[context]})
     e, whole = FrameEncoder().fit(frame), as_numbers(frame['c'])
     if whole is not None: np.testing.assert_array_equal(e.transform(frame)[:, 0], whole)
@@ -49,3 +48,41 @@ def test_one_bad_date_costs_no_other_answer():
     good = pd.DataFrame({'born': ['2020-01-02', '2020-04-20']})
     bad = pd.concat([good, pd.DataFrame({'born': ['unknown']})], ignore_index=True)
     np.testing.assert_allclose(m.predict_proba(bad)[:2], m.predict_proba(good), atol=1e-6)
+
+
+DAY, OTHER = dt.date(2020, 1, 1), dt.date(2021, 1, 2)
+ARROW = dict(string=['Ulm', 'Rom'], large_string=['Ulm', 'Rom'], binary=[b'a', b'b'], date32=[DAY, OTHER], time64=[dt.time(1), dt.time(2)], timestamp=[dt.datetime(2020, 1, 1), dt.datetime(2021, 1, 2)], duration=[dt.timedelta(1), dt.timedelta(10**6)],
+             list_=[[1, 2], [3]], struct=[{'a': 1}, {'a': 2}], int64=[1, 2], float64=[1.5, 2.], bool_=[True, False], decimal128=[decimal.Decimal('1.5'), decimal.Decimal(2)], dictionary=['Ulm', 'Rom'], digits=['1', '2.5'], days=['2020-01-01', '2021-01-02'])
+TYPES = dict(time64=pa.time64('us'), timestamp=pa.timestamp('us', 'Asia/Tokyo'), duration=pa.duration('s'), list_=pa.list_(pa.int64()), struct=pa.struct([('a', pa.int64())]), decimal128=pa.decimal128(5, 2), dictionary=pa.dictionary(pa.int32(), pa.string()), digits=pa.string(), days=pa.string())
+
+
+@pytest.mark.parametrize('name', ARROW)
+def test_columns_of_arrow_are_those_of_python(name):
+    values = [*ARROW[name]*2, None]
+    plain, arrow = pd.Series(values, dtype=object), pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values, TYPES.get(name) or getattr(pa, name)())))
+    a, b = as_numbers(plain), as_numbers(arrow)
+    assert (a is None) == (b is None) == (name in ('string', 'large_string', 'binary', 'time64', 'list_', 'struct', 'dictionary'))
+    if a is not None: np.testing.assert_array_equal(a, b)
+    e, f = (FrameEncoder().fit(c.to_frame()) for c in (plain, arrow))
+    assert e.plan == f.plan != {} and holds_dates(plain) == holds_dates(arrow)
+    for m in (e, f): np.testing.assert_array_equal(m.transform(arrow.to_frame()), e.transform(plain.to_frame()))
+
+
+@pytest.mark.parametrize('far', [np.array(['9999-12-31', '2020-01-01'], 'datetime64[s]'), np.array(['9999-12-31', '2020-01-01'], 'datetime64[us]'), [dt.date(9999, 12, 31), DAY], ['9999-12-31', '2020-01-01'], pd.PeriodIndex(['9999-12-31', '2020-01-01'], freq='D')])
+def test_days_beyond_the_range_are_missing(far):
+    np.testing.assert_array_equal(as_numbers(pd.Series(far)), [np.nan, 18262])
+    assert holds_dates(pd.Series(far))
+
+
+@pytest.mark.parametrize('spans', [np.array([86_400*10**8, 86_400, 'NaT'], 'timedelta64[s]'), np.array([10**8, 1, 'NaT'], 'timedelta64[D]').astype('timedelta64[ms]'), np.array([dt.timedelta(10**8), dt.timedelta(1), None], object), np.array([np.timedelta64(10**8, 'D'), pd.Timedelta('1D'), pd.NaT], object)])
+def test_long_durations_do_not_wrap(spans):
+    np.testing.assert_array_equal(as_numbers(pd.Series(spans)), [1e8, 1, np.nan])
+
+
+@pytest.mark.parametrize('ids', [['1234-56-78', '4321-99-01'], ['2020-01-01 A', '2020-01-01 B'], ['2020-13-01', '2020-01-02', '2020-02-30']])
+def test_text_in_the_form_of_dates_that_names_no_days_is_a_category(ids):
+    frame = pd.DataFrame({'c': ids*10})
+    e = FrameEncoder().fit(frame)
+    assert not holds_dates(frame.c) and as_numbers(frame.c) is None and set(e.plan[0]) == set(ids) and len(np.unique(e.transform(frame))) == len(ids)
+    typo = pd.DataFrame({'c': [*CONTEXTS['text'], '2020-02-31']})                      # one in forty
+    assert FrameEncoder().fit(typo).plan == {0: 'date'} and np.isnan(as_numbers(typo.c)).tolist() == [False]*40 + [True]

@@ -237,6 +237,13 @@ def test_a_relative_path_means_the_file_it_was_fitted_on(tmp_path, monkeypatch):
     assert [place_of(p) for p in ('postgresql://u:secret@h/d', 'duckdb:///x.db?token=1', None)] == [None]*3
 
 
+@pytest.mark.parametrize('mask', ['select', None, ('select',), []])
+def test_a_mask_is_saved_however_it_is_given(tiny, tmp_path, mask):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', mask=mask).fit(X, y)
+    assert RelationalClassifier.load(m.save(tmp_path/'m'), tiny).plan_.names == m.plan_.names and ('select' in m.plan_.names) == (not mask)
+
+
 def test_other_classifiers_may_see_fewer_classes(tiny):
     "A context need not hold every label, yet columns of the answer are those of all labels"
     from sklearn.tree import DecisionTreeClassifier
