@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'seed_of', 'generator', 'pick_device', 'random_mlp', 'apply_mlp', 'to_dict', 'from_dict', 'check_range',
-           'check_pair', 'atomic_path']
+           'check_pair', 'atomic_path', 'as_names']
 
 # %% ../nbs/00_core.ipynb #cb2555ad
 import json, os
@@ -139,3 +139,10 @@ def atomic_path(
         try: os.replace(tmp, path)
         except OSError as e: raise refused(e) from None
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #b1888ded
+def as_names(
+    x # one name, several, or None
+) -> tuple: # of text
+    "Names as a tuple [contract: interface]"
+    return () if x is None else tuple(map(str, x)) if np.iterable(x) and not isinstance(x, str) else (str(x),)

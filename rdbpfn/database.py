@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import InputError, atomic_path
+from .core import InputError, as_names, atomic_path
 from .sql import _file_of, _references, _told, looks_like_times, read_folder, read_sql, settle_times
-from .schema import Column, ForeignKey, Schema, Table, _names, _plain, as_stored, as_times, infer_kind, no_such
+from .schema import Column, ForeignKey, Schema, Table, _plain, as_stored, as_times, infer_kind, no_such
 
 # %% ../nbs/02_database.ipynb #574ea30c
 def _key_part(s, where):
@@ -117,10 +117,10 @@ def _schema(frames, pkey_col, fkeys, time_col, kinds):
     links = []
     for child, columns, parent, to in _references(pkey_col, fkeys):
         if parent not in frames: raise no_such('table', parent, 'the database', frames)
-        if not _names(to): raise InputError(f"{child}.{columns} refers to {parent}, which has no primary key: name it in pkey_col.")
+        if not as_names(to): raise InputError(f"{child}.{columns} refers to {parent}, which has no primary key: name it in pkey_col.")
         links.append(ForeignKey(child, columns, parent, to))
     def columns(t):
-        keys = {*_names(pkey_col.get(t)), *(c for f in links if f.child == t for c in f.columns), *(c for f in links if f.parent == t for c in f.parent_columns)}
+        keys = {*as_names(pkey_col.get(t)), *(c for f in links if f.child == t for c in f.columns), *(c for f in links if f.parent == t for c in f.parent_columns)}
         for name, s in frames[t].items():
             yield Column(name, 'datetime' if name == time_col.get(t) else kinds.get(t, {}).get(name) or ('key' if name in keys else infer_kind(s)))
     return Schema(tuple(Table(t, tuple(columns(t)), pkey_col.get(t), time_col.get(t)) for t in frames), tuple(links))

@@ -12,15 +12,10 @@ from datetime import timedelta
 import numpy as np, pandas as pd
 from scipy.special import ndtri
 from .core import InputError
-from .schema import as_times
+from .schema import _plain, as_times
 
 # %% ../nbs/15b_encoding.ipynb #69b6ba66
 ISO_DATE = r'\d{4}-\d\d-\d\d([ T]|$)' # how a date begins that is written as text
-
-def _plain(col):
-    "A column of Arrow's types as one of Python's values, unless it holds numbers"
-    if not isinstance(col.dtype, pd.ArrowDtype) or pd.api.types.is_numeric_dtype(col): return col
-    return pd.Series(col.array.__arrow_array__().to_pylist(), col.index, object, col.name)
 
 def _names_days(col):
     "Which values are text that names a day; the year 2000 stands for all, since pandas does not know 9999"

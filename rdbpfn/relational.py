@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from .core import InputError
 from .schema import Schema
+from .sql import _file
 from .in_place import open_database
 from .dfs import Plan, plan_features
 from .ensemble import draw_contexts
@@ -199,7 +200,8 @@ class RelationalRegressor(RegressorMixin, Relational):
 
     def predict_quantiles(self, X, q=(.1, .5, .9)):
         "Quantiles (m, Q) of each question's distribution, at probabilities q (Q,)"
-        return self.predict_with_quantiles(X, q)[1]
+        asked = self._asked(X)
+        return self.classifier_.predict_quantiles(asked, q)
 
 # %% ../nbs/18_relational.ipynb #f2497994
 @patch
@@ -284,10 +286,8 @@ def place_of(
     where = str(database) if isinstance(database, (str, os.PathLike)) else ''
     scheme = re.match(r'([\w+.-]{2,}):', where)
     if not where or '?' in where or scheme and scheme[1] not in ('sqlite', 'duckdb'): return None
-    path = where.partition('://')[2] if scheme else where
-    if scheme and not os.path.isfile(path): path = path.removeprefix('/')                   # SQLAlchemy's spelling of a relative path
-    path = Path(path).resolve()                                                             # seen from another folder, a relative one may be another file
-    return f'{scheme[1]}:///{path}' if scheme else str(path)
+    if not scheme: return str(Path(where).resolve())                        # seen from another folder, a relative path may be another file
+    return f'{scheme[1]}:///{_file(where, False)}'
 
 # %% ../nbs/18_relational.ipynb #38a29aa0
 @patch

@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import InputError
+from .core import InputError, as_names
 
 # %% ../nbs/01_schema.ipynb #b42c8d94
 KINDS = ('key', 'number', 'category', 'datetime', 'boolean', 'text')
@@ -37,8 +37,6 @@ def no_such(
     return InputError(f"There is no {what} {name!r} in {where}: {hint}")
 
 # %% ../nbs/01_schema.ipynb #81af9a79
-def _names(x): return () if x is None else tuple(map(str, x)) if np.iterable(x) and not isinstance(x, str) else (str(x),)
-
 @dataclass(frozen=True)
 class Table:
     "A table: its columns, its primary key (possibly composite, possibly absent) and its time [Def. 3.1]"
@@ -48,9 +46,9 @@ class Table:
     time_col: str|None = None # the column that says when a row came into being
     def __post_init__(self):
         object.__setattr__(self, 'columns', tuple(self.columns))
-        object.__setattr__(self, 'pkey', _names(self.pkey))
+        object.__setattr__(self, 'pkey', as_names(self.pkey))
         if twice := [n for i, n in enumerate(self.names) if n in self.names[:i]]: raise InputError(f"Table {self.name!r} has two columns named {twice[0]!r}: rename one of them.")
-        for n in self.pkey + _names(self.time_col): self[n]
+        for n in self.pkey + as_names(self.time_col): self[n]
     def __getitem__(self, name):
         for c in self.columns:
             if c.name == name: return c
@@ -67,7 +65,7 @@ class ForeignKey:
     parent: str # table that is referred to; may be the child itself
     parent_columns: tuple # columns there, in the same order
     def __post_init__(self):
-        for f in ('columns', 'parent_columns'): object.__setattr__(self, f, _names(getattr(self, f)))
+        for f in ('columns', 'parent_columns'): object.__setattr__(self, f, as_names(getattr(self, f)))
         if len(self.columns) != len(self.parent_columns) or not self.columns:
             raise InputError(f"Foreign key {self.name} pairs {len(self.columns)} columns with {len(self.parent_columns)}: give as many on both sides.")
     @property
@@ -166,8 +164,8 @@ def from_dict(
 # %% ../nbs/01_schema.ipynb #d6b92c51
 def _plain(s):
     "An Arrow column as pandas' own, unless pandas can work with it as it is"
-    kept = not isinstance(s.dtype, pd.ArrowDtype) or pd.api.types.is_numeric_dtype(s.dtype) or s.dtype.type in (str, pd.Timestamp)
-    return s if kept else s.astype(object).where(s.notna(), None).infer_objects()
+    kept = not isinstance(s.dtype, pd.ArrowDtype) or pd.api.types.is_numeric_dtype(s.dtype) or s.dtype.type is pd.Timestamp
+    return s if kept else pd.Series(s.array.__arrow_array__().to_pylist(), s.index, object, s.name).infer_objects()
 
 def infer_kind(
     s: pd.Series # a column of a frame, of any dtype

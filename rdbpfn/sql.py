@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 import pandas as pd
-from .core import InputError
-from .schema import _names
+from .core import InputError, as_names
 
 # %% ../nbs/01b_sql.ipynb #5eea8a87
 def _epoch(s):
@@ -96,11 +95,12 @@ def _read_ibis(con, only, limit):
     return frames, {r[1]: r[2] for r in found if r[0] == 'PRIMARY KEY'}, [r[1:] for r in found if r[0] == 'FOREIGN KEY'], {}
 
 # %% ../nbs/01b_sql.ipynb #21806eb1
-def _file(url):
-    "The file that a URL names, in SQLAlchemy's spelling or in Ibis's"
+def _file(url, there=True):
+    "The file that a URL names, in SQLAlchemy's spelling or in Ibis's, or would name if it is not `there`"
     rest = url.split('://', 1)[1].split('?')[0]
     for p in (rest.removeprefix('/'), rest):
         if Path(p).is_file(): return Path(p).resolve()
+    if not there: return Path(rest.removeprefix('/')).resolve()
     raise InputError(f"There is no file {rest.removeprefix('/')!r}: in a URL, sqlite:///name.db is relative to the current folder and sqlite:////name.db is absolute.")
 
 def _read(url, parts, only, limit):
@@ -220,10 +220,10 @@ def _references(pkeys, fkeys):
 def _fixed(pkeys, fkeys):
     "{table: columns whose form must stay that of the keys they are compared with}"
     out = {}
-    for t, p in pkeys.items(): out.setdefault(t, set()).update(_names(p) if len(_names(p)) == 1 else ())
+    for t, p in pkeys.items(): out.setdefault(t, set()).update(as_names(p) if len(as_names(p)) == 1 else ())
     for child, columns, parent, to in _references(pkeys, fkeys):
-        out.setdefault(child, set()).update(_names(columns))
-        out.setdefault(parent, set()).update(_names(to))
+        out.setdefault(child, set()).update(as_names(columns))
+        out.setdefault(parent, set()).update(as_names(to))
     return out
 
 # %% ../nbs/01b_sql.ipynb #9a2af657

@@ -8,7 +8,7 @@ __all__ = ['pick', 'law', 'warp', 'categorise', 'spoil', 'holes', 'binarise', 'b
 # %% ../nbs/10_tabular.ipynb #8aa97892
 import torch
 from .core import InputError, generator
-from .temporal import standardise as unit
+from .temporal import standardise
 from .worlds import TabularConfig, grow, integers, lookup, near_layer, normal, sum_layer, tables, tree_layer, uniform
 
 # %% ../nbs/10_tabular.ipynb #1462cf2a
@@ -45,7 +45,7 @@ def law(
         for k in range(n_kinds):
             i = (kind == k).nonzero()[:, 0]
             if len(i): out[i] = (sum_layer, tree_layer, near_layer)[k](gen, z[i], J)
-        return unit(out)
+        return standardise(out)
     some = round(min(C, 12)**float(uniform(gen, 1)))
     h = layer(x[torch.arange(B)[:, None], integers(gen, 0, C, B, some)], 3)
     if float(uniform(gen, 1)) < .4: h = layer(h, 2)
@@ -123,9 +123,9 @@ def binarise(
 ) -> torch.Tensor: # (B, R) of 0. and 1.
     "Noise, bend, and cut at the quantile that gives the drawn class balance [C.2.3]"
     B, R = t.shape
-    t = torch.where(uniform(gen, B, 1) < .2, lookup(tables(gen, B), unit(t)), t)
+    t = torch.where(uniform(gen, B, 1) < .2, lookup(tables(gen, B), standardise(t)), t)
     sigma = torch.where(uniform(gen, B, 1) < .7, 1e-3, torch.exp(uniform(gen, B, 1, low=-2.3, high=.4)))
-    rank = (unit(t) + sigma*normal(gen, B, R)).argsort(1).argsort(1)
+    rank = (standardise(t) + sigma*normal(gen, B, R)).argsort(1).argsort(1)
     share = uniform(gen, B, 1, low=minority[0], high=minority[1])
     y = rank < (share*R).round().clamp(min=1)
     return torch.where(uniform(gen, B, 1) < .5, y, ~y).float()
