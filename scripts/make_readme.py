@@ -19,7 +19,7 @@ def output_text(
     if output.get('name') == 'stderr': return ''
     data = output.get('data', {})
     if any(k.startswith('image/') for k in data):
-        raise SystemExit('README.md cannot hold the picture of a cell: save it under nbs/images and link to it.')
+        raise SystemExit('README.md cannot hold the picture of a cell: save it as a file in nbs and link to it.')
     if 'text/markdown' in data: return ''.join(data['text/markdown']).strip()
     text = ''.join(output.get('text', data.get('text/plain', ''))).rstrip()
     return f'```\n{text}\n```' if text else ''

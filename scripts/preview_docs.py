@@ -45,7 +45,8 @@ def problems_of(
     site: Site # what `render` gave
 ) -> list: # one line for each
     "What a reader would stumble over: syntax that is not rendered, links to nowhere"
-    warnings = [w for w in site.warnings if 'output-file' not in w]          # `unnumbered` has done its work
+    known = ('output-file', 'format.html.grid')                 # `unnumbered` has done its work; widths are quarto's
+    warnings = [w for w in site.warnings if not any(k in w for k in known)]
     return list(dict.fromkeys(warnings + [f'{page}: broken link {link}' for page, link in site.broken]))
 
 
