@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .core import InputError
 from .database import Database
 from .schema import no_such
+from .sql import read_spec
 
 # %% ../nbs/03_examples.ipynb #a9c34c70
 _SHOP = dict(customers='''
@@ -155,7 +156,10 @@ _SPLITS = ('train', 'val', 'test')
 
 def _about(folder):
     "task.json of a task's folder, its mask as a list of columns (None if it has none)"
-    about = json.loads((folder/'task.json').read_text()) if (folder/'task.json').exists() else {}
+    file, about = folder/'task.json', {}
+    try:
+        if file.exists(): about = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as e: raise InputError(f"{file} cannot be read ({str(e).splitlines()[0]}): it must be JSON such as {{\"entity\": \"id\", \"time\": \"date\", \"label\": \"churned\"}}.") from None
     mask = about.get('mask')
     return about | dict(mask=[c.strip() for c in mask.split(' of ')[0].split(',')] if isinstance(mask, str) else mask)
 
@@ -182,7 +186,7 @@ def from_folder(
     "Read a task from `tasks/<name>/{train,val,test}.parquet`, with or without a task.json [contract: interface]"
     path, folder = Path(path), Path(path)/'tasks'/name
     if name not in task_names(path): raise no_such('task', name, f'the folder {path}', task_names(path))
-    pkeys = [(n, t.get('pk')) for n, t in json.loads((path/'schema.json').read_text()).items()]
+    pkeys = [(n, t.get('pk')) for n, t in read_spec(path).items()]
     about, frames = _about(folder), [_frame(folder/f'{s}.parquet') for s in _SPLITS]
     for s, f in zip(_SPLITS, frames):
         for c in (*frames[0], *(about[k] for k in ('entity', 'time', 'label') if k in about)):

@@ -182,3 +182,11 @@ def test_broken_folders_say_what_is_wrong(copy):
     for s in ('train', 'val', 'test'): pd.read_parquet(folder/f'{s}.parquet').assign(more=1).to_parquet(folder/f'{s}.parquet')
     with pytest.raises(InputError, match='column for the label, but 2 fit'): Task.from_folder(copy, 'plane-no-flight-7d')
     assert task_names(copy) == flights_tasks()
+
+
+@pytest.mark.parametrize('file, text, said', [
+    ('schema.json', '{', 'schema.json must be JSON'), ('schema.json', '[1]', 'holds no {table'), ('schema.json', '{"a": {"pk": 5}}', "pk of table 'a' is 5"),
+    ('tasks/flight-late15/task.json', '{"label": ', 'task.json cannot be read'), ('tasks/flight-late15/task.json', '[1, 2]', 'task.json cannot be read'), ('tasks/flight-late15/task.json', '5', 'task.json cannot be read')])
+def test_odd_json_is_one_sentence(copy, file, text, said):
+    (copy/file).write_text(text)
+    with pytest.raises(InputError, match=said): Task.from_folder(copy, 'flight-late15')
