@@ -47,7 +47,8 @@ def behind(runs):
 
 def stage(n, run):
     c, r = run['config'], run['progress']
-    optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{', falling to 0' if c['decay'] else ''}"
+    end = c['lr']*min(1, (c['steps'] - r['step'])/c['decay']) if c['decay'] else c['lr']           # where a run was left before its last step
+    optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{f', falling to {end:.2g}' if c['decay'] else ''}"
     return {'run': n, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
             'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]) + (f" ({run['note']})" if 'note' in run else ''),
             'databases': f"{c['relational']:.0%}", 'propensities': f"{c['stream']['tasks'].get('propensity_share', 0):.0%}", 'queries elsewhere': f"{c.get('drift', 0):.0%}", 'optimiser': optimiser, 'tables so far': f"{r['tables']:,}", 'core-hours so far': f"{r['core_seconds']/3600:.2f}"}
