@@ -65,7 +65,7 @@ def feature_set(
 ) -> dict: # kind of column: aggregations
     "A choice of aggregations for `plan_features` [C.2.2; contract: features]"
     sets = dict(paper=_BASIC + ('mode',), recent=('last', 'since'), full=('nunique', 'share'))
-    if name not in sets: raise InputError(f"There is no feature set {name!r}: choose from {', '.join(sets)}.")
+    if not isinstance(name, str) or name not in sets: raise InputError(f"There is no feature set {name!r}: choose from {', '.join(sets)}, or give {{kind of column: aggregations}}.")
     days, chosen = [f'{np.format_float_positional(w, trim="-")}d' for w in widths], sum(list(sets.values())[:list(sets).index(name)+1], ())
     windows = [f'{n}_{d}' for d in days for n in ('count', 'mean')] + [f'trend_{d}' for d in days[len(days)//2:][:1]]
     every = chosen + tuple(windows if name == 'full' else ())

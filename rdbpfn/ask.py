@@ -105,6 +105,7 @@ def _read(source, columns, option, database, table):
         frame = pd.read_csv(path, converters=as_it_stands, dtype={c: str for c in columns[1:]})
         return frame.assign(**{c: _as_written(frame[c]) for c in columns[1:] if c in frame}), name
     except InputError as e: raise InputError(f'--{option}: {e}') from None
+    except UnicodeDecodeError: raise InputError(f'{name} is not in UTF-8: save it again in that encoding, or as Parquet.') from None
     except Exception as e: raise InputError(f'{name} is not CSV, Parquet or SQL ({type(e).__name__}): --{option} takes rows with {needs}.') from None
 
 # %% ../nbs/22c_ask.ipynb #18d7c5c3
@@ -159,11 +160,12 @@ def times_told(
 def open_database(
     where: str, # folder, file or URL
     times: dict|None = None, # {table: column or None}, where the database does not say it
-    in_place: bool = False # read its schema only?
+    in_place: bool = False, # read its schema only?
+    kinds: dict|None = None # {table: {column: kind}}, likewise
 ) -> 'Database': # or `InPlace`
     "Read the database; what it warns of becomes a line [beyond the paper]"
     from rdbpfn.in_place import Database, InPlace
-    with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = (InPlace if in_place else Database).open(where, time_col=times)
+    with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = (InPlace if in_place else Database).open(where, time_col=times, kinds=kinds)
     for n in notes:
         if issubclass(n.category, UserWarning): typer.echo(f'note: {n.message}', err=True)
     return database
@@ -236,14 +238,6 @@ def fitted(
     return model.set_params(database=ask.db), rows                                          # a saved estimator should know where its database is
 
 # %% ../nbs/22c_ask.ipynb #a5032eac
-def _saved_times(r):
-    "{table: time} of the tables that a saved estimator reads in its database; past labels are not among them"
-    from rdbpfn.history import history_table
-    from rdbpfn.questions import tables_of
-    from rdbpfn.relational import saved_plan
-    plan, p = saved_plan(r), r['params']
-    return {t: plan.schema[t].time_col for t in tables_of(plan) if p['label_delay'] is None or t != history_table(p['entity_table'])}
-
 def loaded(
     ask: Answered # options with `load`
 ) -> tuple: # estimator, rows to answer
@@ -256,7 +250,8 @@ def loaded(
     about, _ = read_parts(ask.load, ('RelationalClassifier', 'RelationalRegressor'))
     where = ask.db or about['relational']['database']
     if where is None: raise InputError(f"'{ask.load}' does not say where its database is: name it with --db.")
-    database = open_database(where, _saved_times(about['relational']), ask.in_place)
+    known = relational.as_known(relational.saved_plan(about['relational']), about['relational']['params']['label_delay'] is not None)
+    database = open_database(where, known['time_col'], ask.in_place, known['kinds'])
     with stage('Loading the estimator'): model = getattr(relational, about['kind']).load(ask.load, database, ask.device)
     return model.set_params(database=where), read_rows(ask.query, keys_of(model), 'query', database, model.entity_table)
 

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from .core import InputError, pick_device
+from .core import InputError, as_frame, pick_device, whole
 from .schema import as_times
 from .model import RDBPFN, load_model
 from .encoding import FrameEncoder, View
@@ -28,10 +28,10 @@ from .storage import pack, pack_contexts, pack_frame, pack_network, read_parts, 
 
 # %% ../nbs/17_classifier.ipynb #3e8cef62
 @contextmanager
-def as_input_error() -> Iterator[None]: # a scope
+def as_input_error(hint='') -> Iterator[None]: # a scope; the hint is what to do about it
     "Make scikit-learn's complaints about values an `InputError` [contract: bad input]"
     try: yield
-    except ValueError as e: raise e if isinstance(e, InputError) else InputError(str(e)) from None
+    except ValueError as e: raise e if isinstance(e, InputError) else InputError(str(e) + hint) from None
 
 def as_labels(
     y, # labels, one a row: a list, array, Series, of numbers, text or booleans
@@ -43,7 +43,7 @@ def as_labels(
     if missing := int(pd.isna(y).sum()): raise InputError(f'{missing} of the {len(y)} labels are missing: drop these rows or fill the labels in.')
     if y.dtype == object and pd.api.types.infer_dtype(y) in ('string', 'boolean', 'integer', 'floating'): y = np.array(y.tolist())
     if len(y) != n_rows: raise InputError(f'There are {n_rows} rows but {len(y)} labels: give one label for each row.')
-    with as_input_error(): check_classification_targets(y)
+    with as_input_error(' Numbers are for RDBPFNRegressor, RelationalRegressor or --regression.'): check_classification_targets(y)
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2: raise InputError(f'The context holds only one class, {classes.tolist()[0]!r}: give labelled rows of at least two classes.')
     return classes, codes
@@ -54,6 +54,7 @@ def as_target(
 ) -> np.ndarray: # (n_rows,) float64, finite
     "Numbers to predict, or a sentence that says what is wrong with them [contract: bad input]"
     if y is None: raise InputError('RDBPFNRegressor requires y to be passed, but the target y is None: give one number for each row.')
+    if np.asarray(y).dtype.kind == 'M': raise InputError('The numbers to predict are times: give days or seconds since a moment.')
     with as_input_error(): y = column_or_1d(y.to_numpy(float, na_value=np.nan) if hasattr(y, 'to_numpy') else y, warn=True, dtype='float64')
     if len(y) != n_rows: raise InputError(f'There are {n_rows} rows but {len(y)} numbers to predict: give one for each row.')
     if bad := int((~np.isfinite(y)).sum()): raise InputError(f'{bad} of the {len(y)} numbers to predict are missing (NaN) or infinite: drop these rows.')
@@ -114,6 +115,7 @@ class InContext(BaseEstimator):
 @patch
 def _frame(self: InContext, X, reset):
     "X as a frame, its columns noted (`reset`) or compared with those of `fit`"
+    X = as_frame(X)
     with as_input_error():
         if not isinstance(X, pd.DataFrame):
             X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
@@ -159,12 +161,14 @@ def as_probabilities(
 
 class RDBPFNClassifier(ClassifierMixin, InContext):
     "In-context classifier: `fit` reads the labelled rows, `predict_proba` answers; no weight changes [5.2]"
+    @whole
     def fit(self, X, y, times=None):
         "Encode the labelled rows X (n, C) of any types, y (n,) of any labels, asked at times (n,), and read them as context"
         frame = self._frame(X, reset=True)
         classes, codes = as_labels(y, len(frame))
         return self.fit_contexts(frame, codes, classes, self.contexts(codes, times))
 
+    @whole
     def fit_contexts(self, X, codes, classes, contexts, rates=None):
         "Read the rows of X (n, C) with class numbers codes (n,) that contexts name; rates (K,) of the classes among all labels, should X hold a part of them"
         frame = self._frame(X, reset=True)
@@ -187,12 +191,14 @@ class RDBPFNClassifier(ClassifierMixin, InContext):
 # %% ../nbs/17_classifier.ipynb #a120027e
 class RDBPFNRegressor(RegressorMixin, InContext):
     "In-context regressor: cumulative probabilities over quantile thresholds, from the same binary network [beyond the paper]"
+    @whole
     def fit(self, X, y, times=None):
         "Encode the labelled rows X (n, C) of any types, y (n,) numbers, asked at times (n,), and read them as context"
         frame = self._frame(X, reset=True)
         y = as_target(y, len(frame))
         return self.fit_contexts(frame, y, thresholds_of(y), self.contexts(np.searchsorted(thresholds_of(y).at, y), times))
 
+    @whole
     def fit_contexts(self, X, y, thresholds, contexts):
         "Read the rows of X (n, C) with numbers y (n,), cut at `Thresholds`, that contexts name"
         frame, asked = self._frame(X, reset=True), y[:, None] > thresholds.at
@@ -296,12 +302,12 @@ def _learnt(self: RDBPFNClassifier):
 def _recall(self: RDBPFNClassifier, about): self.classes_, self.base_rate_ = np.array(about['classes'], about['class_type']), np.array(about['base_rate'])
 
 @patch
-def _learnt(self: RDBPFNRegressor): return dict(thresholds=[self.thresholds_.at.tolist(), self.thresholds_.means.tolist(), self.thresholds_.low, self.thresholds_.high])
+def _learnt(self: RDBPFNRegressor): return dict(thresholds=[a.tolist() for a in vars(self.thresholds_).values()])
 
 @patch
 def _recall(self: RDBPFNRegressor, about):
-    at, means, low, high = about['thresholds']
-    self.thresholds_ = Thresholds(np.array(at), np.array(means), low, high)
+    at, means, low, high = map(np.array, about['thresholds'])
+    self.thresholds_ = Thresholds(at, means, low, high) if low.ndim else Thresholds(at, means, np.r_[low, at], np.r_[at, high])     # files of before had the ends only
 
 # %% ../nbs/17_classifier.ipynb #afa2f8a4
 def _members(about, arrays):

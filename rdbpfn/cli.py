@@ -22,7 +22,8 @@ app = typer.Typer(cls=Sentences, no_args_is_help=True, add_completion=False, pre
 def summary(
     rows: 'pd.DataFrame', # (m, ...) that were asked about
     used: dict, # what was used, such as an estimator's `used_`
-    plan: 'Plan|None', # of the features, if the questions have cutoffs
+    plan: 'Plan', # of the features
+    timed: bool, # have the questions cutoffs?
     begin: float, # `time.time()` at the beginning
     **files # what is in them: Path, or None
 ) -> None: # on standard output
@@ -30,8 +31,8 @@ def summary(
     from rdbpfn.questions import tables_of
     written = {what: path for what, path in files.items() if path}
     show({'questions': f'{len(rows):,}', **{k.replace('_', ' '): v for k, v in used.items()}, 'seconds': time.time() - begin, **written}, False)
-    timeless = [t for t in tables_of(plan) if plan.schema[t].time_col is None] if plan else ()
-    if timeless: typer.echo(f"always visible: {', '.join(timeless)}")
+    timeless = [t for t in tables_of(plan) if plan.schema[t].time_col is None]
+    if timeless or not timed: typer.echo(f"always visible: {', '.join(timeless) if timed else 'all tables, since the questions have no time (--time)'}")
 
 # %% ../nbs/23_cli.ipynb #457264b6
 def answers(
@@ -60,7 +61,7 @@ def predict(
     if twice := {*rows} & {*found}: raise InputError(f'An answer and a column of --query are both called {min(twice)!r}: rename that of the query.')
     if save: model.save(save)
     write_table(rows.assign(**found), ask.out)
-    summary(rows, model.used_, model.time_col and model.plan_, begin, predictions=ask.out, estimator=save)
+    summary(rows, model.used_, model.plan_, model.time_col is not None, begin, predictions=ask.out, estimator=save)
 
 # %% ../nbs/23_cli.ipynb #84a7d31d
 def long_table(
@@ -110,7 +111,7 @@ def explain(
     typer.echo(f'Mean absolute effect on the {told.what}:')
     for kind, effects in (('group', told.groups), ('feature', told.features)):
         for name, effect in effects.abs().mean().nlargest(5).items(): typer.echo(f'  {kind:8} {effect:8.3g}  {name}')
-    summary(rows, model.used_, model.time_col and model.plan_, begin, effects=ask.out, plot=plot)
+    summary(rows, model.used_, model.plan_, model.time_col is not None, begin, effects=ask.out, plot=plot)
 
 # %% ../nbs/23_cli.ipynb #289157aa
 @app.command()
@@ -126,7 +127,7 @@ def features(
     plan, table = feature_table(ask)
     if describe: write_table(description(plan, ask.time is not None), describe)
     write_table(table, ask.out)
-    summary(table, used_by(plan), ask.time and plan, begin, table=ask.out, description=describe)
+    summary(table, used_by(plan), plan, ask.time is not None, begin, table=ask.out, description=describe)
 
 # %% ../nbs/23_cli.ipynb #32296c95
 def draw_results(

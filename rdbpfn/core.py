@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['InputError', 'seed_of', 'generator', 'pick_device', 'random_mlp', 'apply_mlp', 'to_dict', 'from_dict', 'check_range',
-           'check_pair', 'atomic_path', 'as_names']
+           'check_pair', 'atomic_path', 'whole', 'as_names', 'as_frame']
 
 # %% ../nbs/00_core.ipynb #cb2555ad
 import json, os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 import numpy as np
 
 # %% ../nbs/00_core.ipynb #e9d8272b
@@ -140,9 +141,29 @@ def atomic_path(
         except OSError as e: raise refused(e) from None
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #84bb0527
+def whole(
+    fit: Callable # method that sets attributes
+) -> Callable: # the same method
+    "Let a `fit` set everything or nothing: after one that fails, the estimator is what it was [contract: bad input]"
+    @wraps(fit)
+    def either(self, *args, **options):
+        before = dict(vars(self))
+        try: return fit(self, *args, **options)
+        except BaseException:
+            self.__dict__ = before
+            raise
+    return either
+
 # %% ../nbs/00_core.ipynb #b1888ded
 def as_names(
     x # one name, several, or None
 ) -> tuple: # of text
     "Names as a tuple [contract: interface]"
     return () if x is None else tuple(map(str, x)) if np.iterable(x) and not isinstance(x, str) else (str(x),)
+
+def as_frame(
+    x # a frame of any library, or anything else
+) -> object: # the frame as one of pandas; anything else as it is
+    "A frame of another library as one of pandas [contract: interface]"
+    return x.to_pandas() if hasattr(x, 'to_pandas') else x

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import InputError, as_names, atomic_path
+from .core import InputError, as_frame, as_names, atomic_path
 from .sql import _file_of, _references, _told, looks_like_times, read_folder, read_sql, settle_times
 from .schema import Column, ForeignKey, Schema, Table, _plain, as_stored, as_times, infer_kind, no_such
 
@@ -136,7 +136,7 @@ def from_frames(
 ) -> Database: # with kinds inferred where they are not given
     "A database from frames and keys, in RelBench's words [contract: interface]"
     frames = {}
-    for n, f in table_dict.items():
+    for n, f in ((n, as_frame(f)) for n, f in table_dict.items()):
         if not isinstance(f, pd.DataFrame): raise InputError(f"Table {str(n)!r} is of type {type(f).__name__}: give a pandas DataFrame.")
         if str(n) in frames: raise InputError(f"There are two tables named {str(n)!r}: rename one of them.")
         frames[str(n)] = f.rename(columns=str)
@@ -344,7 +344,7 @@ def open(
     if isinstance(what, cls): return what
     if isinstance(what, dict): return cls.from_frames(what, **keys)
     if hasattr(what, 'table_dict'): return cls.from_relbench(what, **keys)
-    where = str(what)
-    if '://' not in where and Path(where).is_dir(): return cls.from_folder(where, **keys)
-    if '://' in where or hasattr(what, 'list_tables') or Path(where).is_file(): return cls.from_sql(what, **keys)
-    raise InputError(f"There is no folder or file {str(what)!r}: give a folder with schema.json, a SQLite or DuckDB file, or a URL such as sqlite:///shop.db.")
+    named = isinstance(what, (str, Path))
+    if hasattr(what, 'list_tables') or named and ('://' in str(what) or Path(what).is_file()): return cls.from_sql(what, **keys)
+    if named and Path(what).is_dir(): return cls.from_folder(what, **keys)
+    raise InputError(f"{f'There is no folder or file {str(what)!r}' if named else f'No database can be made of {type(what).__name__}'}: give a folder with schema.json, a SQLite or DuckDB file, a URL such as sqlite:///shop.db, or {{table: frame}} with its keys.")

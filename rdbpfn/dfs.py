@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 import numpy as np, pandas as pd
-from .core import InputError
+from .core import InputError, as_names
 from .aggregates import AGGREGATES, AGGS, agg_parts, feature_set, looks_back
 from .schema import ForeignKey, Schema
 from .database import Database
@@ -158,10 +158,10 @@ def plan_features(
     mask = (mask,) if isinstance(mask, str) else tuple(mask or ())
     if not (isinstance(max_depth, (int, np.integer)) and max_depth >= 0): raise InputError(f'max_depth must be a whole number of hops, 0 or more, got {max_depth!r}.')
     for c in mask: entity[c]
-    for kind, names in aggs.items():
-        for a in names:
-            base, days = agg_parts(a)
-            if kind not in AGGREGATES[base].kinds or kind == 'datetime' and days: raise InputError(f"A column of kind {kind!r} cannot be aggregated by {a!r}: choose from {', '.join(feature_set('full', (30,)).get(kind, ())) or 'none'}.")
+    aggs = {kind: as_names(names) for kind, names in aggs.items()}
+    for kind, a in ((kind, a) for kind, names in aggs.items() for a in names):
+        base, days = agg_parts(a)
+        if kind not in AGGREGATES[base].kinds or kind == 'datetime' and days: raise InputError(f"A column of kind {kind!r} cannot be aggregated by {a!r}: choose from {', '.join(feature_set('full', (30,)).get(kind, ())) or 'the kinds ' + ', '.join(AGGS)}.")
     if target is not None and (isinstance(target, str) or len(target) != 2): raise InputError(f'target must be a pair (table, column), got {target!r}.')
     if target is not None: schema[target[0]][target[1]]
     keys = {(f.child, c) for f in schema.fkeys for c in f.columns} | {(f.parent, c) for f in schema.fkeys for c in f.parent_columns}

@@ -32,8 +32,8 @@ def holds_dates(
 
 def as_numbers(
     col: pd.Series, # column of any type
-    coerce: bool = False # is a value that is no number missing?
-) -> np.ndarray|None: # (N,) float64 with NaN for missing and infinite; None if some of its values are no numbers
+    coerce: bool = False # is every value that is no number missing, however many they are?
+) -> np.ndarray|None: # (N,) float64 with NaN for missing and infinite; None if more than one value in ten is no number
     "Values of a column that has an order of its own: numbers, booleans, dates and durations in days [contract: interface]"
     if isinstance(col.dtype, pd.CategoricalDtype): return None
     col = _plain(col)
@@ -47,7 +47,7 @@ def as_numbers(
     given = col.notna().to_numpy()
     if not pd.api.types.is_numeric_dtype(col):
         col = pd.to_numeric(col.where(col.map(pd.api.types.is_scalar)), errors='coerce')
-        if not coerce and col.isna().to_numpy()[given].any(): return None
+        if not coerce and col.isna().to_numpy()[given].sum() > given.sum()/10: return None
     values = col.astype('Float64').to_numpy(float, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 

@@ -7,10 +7,13 @@ __all__ = ['REGIMES', 'questions', 'frozen_moment', 'freeze', 'features_as_of', 
            'ask_sql', 'SQLTask', 'task_from_sql', 'task_options', 'relbench_database', 'labelled']
 
 # %% ../nbs/17b_questions.ipynb #6fd44ac6
+from copy import copy
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from types import SimpleNamespace
 import numpy as np, pandas as pd
-from .core import InputError
+from .core import InputError, as_frame
 from .schema import as_times, no_such
 from .database import Database
 from .examples import Task
@@ -27,13 +30,14 @@ def questions(
     time_col: str|None # column of X with the cutoff; None: the whole database is visible
 ) -> tuple: # rows of the entity table (n,) as `row_of` names them, cutoffs (n,) datetime64[ns] or None
     "Look up who is asked about, and as of when [4; contract: time]"
+    X = as_frame(X)
     if not isinstance(X, pd.DataFrame): raise InputError(f'X must be a DataFrame with a column {entity_col!r} of keys{f" and a column {time_col!r} of cutoff times" if time_col else ""}, got {type(X).__name__}.')
     for c in (entity_col, time_col):
         if c is not None and c not in X: raise InputError(f'X has no column {c!r}: its columns are {", ".join(map(str, X.columns))}.' + ' It is the index: give X.reset_index().'*(c in X.index.names))
         if c is not None and isinstance(X[c], pd.DataFrame): raise InputError(f'X has {X[c].shape[1]} columns called {c!r}: rename or drop all but one.')
     rows = db.row_of(entity_table, X[entity_col])
     if isinstance(db, Database) and (rows < 0).any():
-        example = X[entity_col].to_numpy()[rows < 0][0]
+        example = X[entity_col][rows < 0].tolist()[0]
         raise InputError(f'{(rows < 0).sum():,} of {len(X):,} keys in column {entity_col!r} are not in table {entity_table!r}, {example!r} for one: leave them out or add them to the table.')
     if time_col is None: return rows, None
     times = as_times(X[time_col], f'{time_col!r} of X')
@@ -49,11 +53,12 @@ def frozen_moment(
 ) -> np.datetime64|None: # from which on nothing is seen; None: every question sees all before its own cutoff
     "The moment at which a regime stops the database: for 'frozen', the latest labelled cutoff [contract: time]"
     if isinstance(regime, str) and regime == 'seed': return None
+    if not isinstance(regime, (str, datetime, np.datetime64)): raise InputError(f"The regime must be 'seed', 'frozen' or a moment such as '2010-01-01', got {regime!r}.")
     if cutoffs is None: raise InputError(f"The regime {regime!r} needs cutoffs: name their column in time_col, or use regime='seed'.")
     if isinstance(regime, str) and regime == 'frozen': return cutoffs.max()
     try: moment = pd.Timestamp(regime)
     except (TypeError, ValueError): moment = pd.NaT
-    if moment is pd.NaT or isinstance(regime, (int, float)): raise InputError(f"The regime must be 'seed', 'frozen' or a moment such as '2010-01-01', got {regime!r}.")
+    if moment is pd.NaT: raise InputError(f"The regime must be 'seed', 'frozen' or a moment such as '2010-01-01', got {regime!r}.")
     return (moment.tz_convert('UTC').tz_localize(None) if moment.tz else moment).to_datetime64().astype('datetime64[ns]')
 
 def freeze(
@@ -133,9 +138,9 @@ def ask_sql(
 
 @dataclass(frozen=True, repr=False)
 class SQLTask(Task):
-    "A task asked in SQL; `folder` is what `Database.open` takes [beyond the paper]"
+    "A task asked in SQL; `folder` is what `open_database` takes [beyond the paper]"
     @cached_property
-    def database(self): return Database.open(self.folder)
+    def database(self): return open_database(self.folder)
 
 # %% ../nbs/17b_questions.ipynb #f9c17566
 def _only(what, found, hint):
@@ -143,7 +148,7 @@ def _only(what, found, hint):
     return found[0]
 
 def task_from_sql(
-    database, # what `Database.open` takes
+    database, # what `open_database` takes
     sql: str, # gives keys of the entity, cutoffs and labels, one row a question
     entity_table: str, # who is asked about
     val_from, # moment: questions from here on are for validation
@@ -152,7 +157,7 @@ def task_from_sql(
     name: str = 'sql' # in results
 ) -> SQLTask: # split by time, in the order of its cutoffs
     "A task from a query; the key is the column named as the primary key, the cutoff the column of times, the label the third [beyond the paper]"
-    db = Database.open(database)
+    db = open_database(database)
     frame, key = ask_sql(db, sql), db.schema[entity_table].pkey_col
     if key not in frame: raise no_such('column', str(key), 'the result of the query', frame.columns)
     time = _only('column of times', list(frame.select_dtypes('datetime')), 'cast the cutoff to TIMESTAMP, and leave other times out')
@@ -160,6 +165,7 @@ def task_from_sql(
     if missing := int(frame.isna().any(axis=1).sum()): raise InputError(f'{missing} of the {len(frame)} questions lack a key, a cutoff or a label: leave them out with WHERE ... IS NOT NULL.')
     frame = frame.astype({time: 'datetime64[ns]'}).sort_values(time, kind='stable', ignore_index=True)
     val, test = pd.Timestamp(val_from), pd.Timestamp(test_from)
+    if not val <= test: raise InputError(f'Validation begins at {val}, after testing at {test}: give the earlier moment first.')
     splits = [frame[m].reset_index(drop=True) for m in (frame[time] < val, (frame[time] >= val) & (frame[time] < test), frame[time] >= test)]
     target_of = (target,) if target in db.schema[entity_table].names else ()
     return SQLTask(name, db, entity_table, key, time, target, tuple(mask) + target_of, *splits)
@@ -183,9 +189,9 @@ def relbench_database(
 ) -> Database: # also what comes after the test timestamp
     "RelBench's database of a task, whole, less the columns that the task removes [contract: interface]"
     db = (task if hasattr(task, 'get_db') else task.dataset).get_db(upto_test_timestamp=False)
-    for table, column in getattr(task, 'remove_columns', ()):
-        db.table_dict[table].df = db.table_dict[table].df.drop(columns=column, errors='ignore')
-    return Database.from_relbench(db)
+    tables = {name: copy(table) for name, table in db.table_dict.items()}                   # RelBench keeps its own and gives it to the next task, too
+    for table, column in getattr(task, 'remove_columns', ()): tables[table].df = tables[table].df.drop(columns=column, errors='ignore')
+    return Database.from_relbench(SimpleNamespace(table_dict=tables))
 
 def labelled(
     task, # `Task`, or an entity task of RelBench

@@ -18,8 +18,8 @@ class Thresholds:
     "Where a number is cut into yes and no, and what lies between the cuts"
     at: np.ndarray # (K,) ascending, each with labelled numbers on both sides
     means: np.ndarray # (K+1,) mean of the labelled numbers in each bin
-    low: float # smallest labelled number
-    high: float # largest labelled number
+    low: np.ndarray # (K+1,) smallest labelled number in each bin
+    high: np.ndarray # (K+1,) largest
 
 def thresholds_of(
     y: np.ndarray, # (n,) labelled numbers, finite
@@ -31,9 +31,9 @@ def thresholds_of(
     if len(at) > k:
         cut = np.quantile(y, np.arange(1, k + 1)/(k + 1), method='lower')
         at = at[np.unique(np.searchsorted(values, cut).clip(max=len(at) - 1))]
-    bins = np.searchsorted(at, y)
+    bins, edges = np.searchsorted(at, y), np.r_[np.searchsorted(values, at), len(values)]
     means = np.bincount(bins, y, len(at) + 1)/np.bincount(bins, minlength=len(at) + 1)
-    return Thresholds(at, means, float(values[0]), float(values[-1]))
+    return Thresholds(at, means, values[np.r_[0, edges[:-1]]], values[edges - 1])
 
 # %% ../nbs/16e_regression.ipynb #7625f63b
 def masses(
@@ -49,10 +49,9 @@ def quantile(
     p: np.ndarray, # (m, K) probabilities that the number is more than each threshold
     q: float # in (0, 1); 0.5 is the median
 ) -> np.ndarray: # (m,)
-    "The number that is not exceeded with probability q, on a straight line within a bin [beyond the paper]"
-    if not 0 < q < 1: raise InputError(f'A quantile lies between 0 and 1, got {q!r}.')
-    knots, below = np.r_[thresholds.low, thresholds.at, thresholds.high], np.cumsum(masses(p), 1)
-    k = (below < q - 1e-12).sum(1).clip(max=len(knots) - 2)
-    rows = np.arange(len(p))
+    "The number that is not exceeded with probability q, on a straight line between the labelled numbers of a bin [beyond the paper]"
+    if not 0 < q < 1: raise InputError(f'A quantile lies between 0 and 1, got {float(q):g}: .95 is what 95 percent do not exceed.')
+    below, rows = np.cumsum(masses(p), 1), np.arange(len(p))
+    k = (below < q - 1e-12).sum(1).clip(max=len(thresholds.at))
     mass, start = masses(p)[rows, k], np.where(k > 0, below[rows, k-1], 0.)
-    return knots[k] + (knots[k+1] - knots[k])*((q - start)/np.maximum(mass, 1e-12)).clip(0, 1)
+    return thresholds.low[k] + (thresholds.high - thresholds.low)[k]*((q - start)/np.maximum(mass, 1e-12)).clip(0, 1)

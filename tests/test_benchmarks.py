@@ -37,13 +37,14 @@ class RelBench:
     def __init__(self, folder, kind='binary_classification', own_db=False, remove=(), label='label'):
         self.task, self.task_type, self.remove_columns = Task.from_folder(folder/'town', 'even'), SimpleNamespace(value=kind), list(remove)
         self.entity_table, self.entity_col, self.time_col, self.target_col = 'shops', 'shop', 'at', label
-        self.asked_past = []
+        self.asked_past, self.kept = [], {}                       # RelBench keeps a database and gives it to every task
         if own_db: self.get_db = self._db                         # version 3: the task cuts what it must not see
         else: self.dataset = SimpleNamespace(get_db=self._db)
     def _db(self, upto_test_timestamp):
         self.asked_past.append(upto_test_timestamp)
         db = self.task.database
-        tables = {t.name: SimpleNamespace(df=db.table_dict[t.name].copy(), pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in db.schema.fkeys_of(t.name)}) for t in db.schema.tables}
+        tables = self.kept or {t.name: SimpleNamespace(df=db.table_dict[t.name].copy(), pkey_col=t.pkey_col, time_col=t.time_col, fkey_col_to_pkey_table={f.columns[0]: f.parent for f in db.schema.fkeys_of(t.name)}) for t in db.schema.tables}
+        self.kept = tables
         return SimpleNamespace(table_dict=tables)
     def get_table(self, split, mask_input_cols):
         assert mask_input_cols is False, 'labels of the test split are needed to score it'
@@ -81,8 +82,9 @@ def test_relbench_gives_the_features_of_the_folder(folder, version, own_db):
 
 
 def test_removed_columns_are_gone(folder):
-    task = from_relbench(RelBench(folder, remove=[('sales', 'sign'), ('shops', 'not there')]), 'rel-town/even')
-    assert 'sign' not in task.database.schema['sales'].names
+    theirs = RelBench(folder, remove=[('sales', 'sign'), ('shops', 'not there')])
+    task = from_relbench(theirs, 'rel-town/even')
+    assert 'sign' not in task.database.schema['sales'].names and 'sign' in theirs.kept['sales'].df, 'the next task of their database has it'
     X = FewShot(task, n_shots=(20,), n_draws=1).data[1]
     assert not [c for c in X if 'sign' in c] and [c for c in X if 'paid' in c]
 

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from rdbpfn.ask import PARAMETERS, Answered, Asked, estimator, open_database
 from rdbpfn.classifier import RDBPFNClassifier
 from rdbpfn.cli import app
+from rdbpfn.database import Database
 from rdbpfn.ensemble import POLICIES
 from rdbpfn.relational import RelationalClassifier, RelationalRegressor
 from rdbpfn.storage import read_parts
@@ -246,7 +247,7 @@ def test_an_unclear_time_is_named_or_refused(visits, shop, tmp_path, end):
         code, err, said, n = counted(shop, path, tmp_path/'x.csv', times=times)
         assert (code, err, n) == (0, [], [want]) and said.splitlines()[-1] == f'always visible: {always}', err
     code, err, said, n = counted(shop, path, tmp_path/'x.csv', time=None)
-    assert code == 0 and n == [2] and 'always visible' not in said                # without cutoffs all is visible, and meant to be
+    assert code == 0 and n == [2] and said.splitlines()[-1] == 'always visible: all tables, since the questions have no time (--time)'
 
 def test_labels_are_read_as_they_are_written(shop, tmp_path):
     for labels, want in ((('001', '1', '002'), ['001', '002', '1']), (('1', '2', '2'), ['1', '2']), (('True', 'False', 'True'), ['False', 'True'])):
@@ -441,3 +442,27 @@ def test_help_lists_commands_and_policies():
     assert all(c in done.stdout for c in ('demo', 'predict', 'features', 'explain', 'pretrain', 'info', 'sample', 'schemas', 'evaluate', 'report', 'bench'))
     said = CliRunner().invoke(app, ['predict', '--help'], env=dict(COLUMNS='200', NO_COLOR='1')).output
     assert all(p in said for p in POLICIES) and all(f'--{o}' in said for o in ('save', 'load', 'label-delay', 'context-policy', 'estimators', 'regression', 'device'))
+
+
+def test_a_lookup_table_may_grow_between_two_months(shop, tmp_path):
+    "A column of 20 names is a category, one of 21 is text: a saved estimator knows what it was"
+    for n in (20, 21):
+        with sqlite3.connect(tmp_path/f'{n}.db') as con:
+            con.executescript('create table customers (id text primary key); create table agents (id integer primary key, name text); create table tickets (customer text references customers, agent integer references agents, opened text);')
+            con.executemany('insert into customers values (?)', [(f'{i:03d}',) for i in range(40)])
+            con.executemany('insert into agents values (?, ?)', [(i, f'name{i}') for i in range(n)])
+            con.executemany('insert into tickets values (?, ?, ?)', [(f'{i % 40:03d}', i % 20, f'2024-0{1 + i % 2}-1{i % 10}') for i in range(200)])
+        con.close()
+    kind = lambda n: Database.open(tmp_path/f'{n}.db').schema['agents']['name'].kind
+    assert (kind(20), kind(21)) == ('category', 'text')
+    code, err, _ = run('predict', *options(shop, db=tmp_path/'20.db', out=tmp_path/'a.csv', save=tmp_path/'m.rdbpfn', depth=2, estimators=1))
+    assert code == 0 and not err, err
+    code, err, _ = run('predict', '--load', tmp_path/'m.rdbpfn', '--db', tmp_path/'21.db', '--query', shop/'asked.csv', '--out', tmp_path/'b.csv')
+    assert code == 0 and not err, err
+    assert np.allclose(read(tmp_path/'a.csv').probability_1, read(tmp_path/'b.csv').probability_1, atol=1e-4)
+
+
+def test_a_file_in_another_encoding_is_told_so(shop, tmp_path):
+    (tmp_path/'asked.csv').write_bytes('id,when\n001,2024-05-01\nM\u00fcller,2024-05-01\n'.encode('latin-1'))
+    code, err, _ = run('predict', *options(shop, query=tmp_path/'asked.csv', out=tmp_path/'out.csv'))
+    assert code == 2 and 'is not in UTF-8: save it again in that encoding' in err[-1], err

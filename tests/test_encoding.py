@@ -86,3 +86,17 @@ def test_text_in_the_form_of_dates_that_names_no_days_is_a_category(ids):
     assert not holds_dates(frame.c) and as_numbers(frame.c) is None and set(e.plan[0]) == set(ids) and len(np.unique(e.transform(frame))) == len(ids)
     typo = pd.DataFrame({'c': [*CONTEXTS['text'], '2020-02-31']})                      # one in forty
     assert FrameEncoder().fit(typo).plan == {0: 'date'} and np.isnan(as_numbers(typo.c)).tolist() == [False]*40 + [True]
+
+
+@pytest.mark.parametrize('odd', ['?', 'n/a', '-', '1,5', ' '])
+@pytest.mark.parametrize('text', [False, True])
+def test_one_odd_value_does_not_make_names_of_numbers(odd, text):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=40)
+    col = pd.Series(values).map(str).astype(object) if text else pd.Series(values, dtype=object)
+    col[3] = odd
+    e = FrameEncoder().fit(pd.DataFrame(dict(c=col)))
+    assert e.plan == {0: 'number'}
+    np.testing.assert_allclose(e.transform(pd.DataFrame(dict(c=col)))[:, 0], np.where(np.arange(40) == 3, np.nan, values), 1e-12)
+    few = pd.DataFrame(dict(c=['1', '2', '3', odd, '1', '2', '3', odd]))
+    assert isinstance(FrameEncoder().fit(few).plan[0], dict)                                  # one in four is a name among others

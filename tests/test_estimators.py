@@ -114,8 +114,32 @@ def test_thresholds_split_and_masses_are_distributions(k):
         m = masses(p)
         assert (m >= 0).all() and np.allclose(m.sum(1), 1)
         q = np.stack([quantile(t, p, v) for v in (.05, .3, .5, .9)], 1)
-        assert (np.diff(q, axis=1) >= -1e-9).all() and (q >= t.low).all() and (q <= t.high).all()
-        assert ((m @ t.means >= t.low) & (m @ t.means <= t.high)).all()
+        assert (np.diff(q, axis=1) >= -1e-9).all() and (q >= t.low[0]).all() and (q <= t.high[-1]).all()
+        assert ((m @ t.means >= t.low[0]) & (m @ t.means <= t.high[-1])).all()
+        assert (t.low <= t.means).all() and (t.means <= t.high).all() and (t.high[:-1] < t.at).all() and (t.at <= t.low[1:]).all()
+
+
+@pytest.mark.parametrize('name', ['spent', 'counts', 'normal'])
+def test_intervals_hold_what_they_promise(name):
+    "With the true probabilities, 80 % of new numbers lie between the quantiles, ties or not: zeros and counts are met exactly"
+    rng = np.random.default_rng(0)
+    draw = dict(spent=lambda n: np.where(rng.random(n) < .5, 0., np.exp(rng.normal(size=n))), counts=lambda n: rng.poisson(1., n)*1., normal=lambda n: rng.normal(size=n))[name]
+    known, new = draw(4000), draw(4000)
+    t = thresholds_of(known)
+    p = (known[:, None] > t.at).mean(0)[None]
+    low, high = (float(quantile(t, p, q)[0]) for q in (.1, .9))
+    covered, least = ((low <= new) & (new <= high)).mean(), ((np.quantile(known, .1) <= new) & (new <= np.quantile(known, .9))).mean()
+    assert covered >= .78 and abs(covered - least) < .04
+    if name != 'normal': assert low == 0 and (name == 'spent' or high == np.quantile(known, .9))
+
+
+def test_files_of_regressors_from_before_are_read(net, data, tmp_path):
+    d, _, _ = data
+    m = RDBPFNRegressor(net).fit(d, np.arange(120.))
+    about, parts = m.parts()
+    about['thresholds'][2:] = [0., 119.]                                            # the smallest and the largest number only
+    t = RDBPFNRegressor.from_parts(about, parts).thresholds_
+    assert t.low.tolist() == [0., *m.thresholds_.at] and t.high.tolist() == [*m.thresholds_.at, 119.]
 
 
 def test_regressor_with_few_values_and_constant_ones(net, data):

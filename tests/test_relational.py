@@ -467,3 +467,89 @@ def test_a_table_whose_time_nobody_named_is_refused(tmp_path):
         assert RelationalClassifier(db, 'c', n_estimators=1).fit(X, y).feature_frame(X)['COUNT(o)'].sum() == 200
         told = RelationalClassifier(opened(path, time_col={'o': 'placed'}), 'c', time_col='when', n_estimators=1).fit(X, y)
         assert told.feature_frame(X)['COUNT(o)'].sum() == sum(k % 6 < 3 for k in range(200))
+
+
+# ---- what a newcomer does
+
+@pytest.fixture
+def people():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(dict(id=range(200), age=rng.normal(size=200), churned=rng.integers(0, 2, 200)))
+    return Database.from_frames(dict(people=frame), dict(people='id')), frame
+
+
+@pytest.mark.parametrize('wrong', [dict(max_depth=-1), dict(n_estimators=0), dict(model='nope.safetensors'), dict(features=['mean']), dict(regime='frozen'), dict(mask='nope')])
+def test_a_fit_that_fails_leaves_the_one_before(people, wrong):
+    db, frame = people
+    m = RelationalClassifier(db, 'people', device='cpu').fit(frame[['id']][:100], frame.churned[:100])
+    before, was = m.predict_proba(frame[['id']]), {k: getattr(m, k) for k in wrong}
+    with pytest.raises(InputError): m.set_params(**wrong).fit(frame[['id']], frame.churned.map(str) + '!')
+    m.set_params(**was)
+    np.testing.assert_array_equal(m.predict_proba(frame[['id']]), before)
+    assert m.classes_.tolist() == [0, 1]
+
+
+def test_the_column_that_y_is_named_after_is_no_feature(people, tmp_path):
+    db, frame = people
+    fit = lambda y, **o: RelationalClassifier(db, 'people', device='cpu', **o).fit(frame[['id']], y)
+    m = fit(frame.churned)
+    assert m.plan_.names == ['age'] and m.target is None and m.target_ == ('people', 'churned')
+    for y in (frame.churned.to_numpy(), frame.churned.rename('label'), frame.churned.rename(None)): assert fit(y).plan_.names == ['age', 'churned']
+    assert fit(frame.churned, target=('people', 'age')).plan_.names == ['churned']                       # what is told counts
+    again = RelationalClassifier.load(m.save(tmp_path/'m.rdbpfn'), db)
+    assert again.plan_.names == ['age'] and again.target_ == ('people', 'churned') and m.on(db).plan_.names == ['age']
+    np.testing.assert_array_equal(again.predict_proba(frame[['id']]), m.predict_proba(frame[['id']]))
+
+
+def test_frames_of_arrow_are_those_of_pandas(people):
+    import pyarrow as pa
+    db, frame = people
+    day = frame.assign(day=np.random.default_rng(1).permutation(pd.date_range('2020', periods=200))).drop(columns='churned')
+    table, y = pa.Table.from_pandas(day), (day.day > '2020-04-01').map({False: 'no', True: 'yes'})
+    a, b = RDBPFNClassifier(device='cpu').fit(day, y), RDBPFNClassifier(device='cpu').fit(table, y)
+    assert a.encoder_.plan == b.encoder_.plan and 'date' in a.encoder_.plan.values()
+    for one in (a, b):
+        for rows in (day, table): np.testing.assert_array_equal(one.predict_proba(rows), a.predict_proba(day))
+    arrow = Database.from_frames(dict(people=pa.Table.from_pandas(frame)), dict(people='id'))
+    assert arrow.schema == db.schema
+    ask = lambda d, X: RelationalClassifier(d, 'people', device='cpu').fit(X, frame.churned).predict_proba(X)
+    np.testing.assert_array_equal(ask(arrow, pa.Table.from_pandas(frame[['id']])), ask(db, frame[['id']]))
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(features=['mean']), "no feature set .*or give {kind of column: aggregations}"), (dict(features=dict(numbr=('mean',))), 'choose from the kinds number, category'),
+    (dict(regime=['seed']), "The regime must be 'seed'"), (dict(regime=3), "The regime must be 'seed'")])
+def test_choices_that_there_are_not(people, options, said):
+    db, frame = people
+    with pytest.raises(InputError, match=said): RelationalClassifier(db, 'people', device='cpu', **options).fit(frame[['id']], frame.churned)
+
+
+def test_one_aggregation_may_be_named_alone(people):
+    db, frame = people
+    assert RelationalClassifier(db, 'people', device='cpu', features=dict(number='mean')).fit(frame[['id']], frame.churned).plan_.names == ['age']
+
+
+def test_sentences_show_values_and_not_their_types(people):
+    db, frame = people
+    with pytest.raises(InputError, match='999 for one') as e: RelationalClassifier(db, 'people', device='cpu').fit(frame[['id']], frame.churned).predict(pd.DataFrame(dict(id=[999])))
+    assert 'int64' not in str(e.value)
+    for thing, name in ((frame, 'DataFrame'), (3, 'int'), ([frame], 'list')):
+        with pytest.raises(InputError, match=f'No database can be made of {name}: give'): Database.open(thing)
+    with pytest.raises(InputError, match='The numbers to predict are times'): RelationalRegressor(db, 'people', device='cpu').fit(frame[['id']], pd.date_range('2020', periods=200))
+
+
+def test_tasks_in_sql(people, tmp_path):
+    db, frame = people
+    with sqlite3.connect(tmp_path/'p.db') as con:
+        con.execute('create table people (id integer primary key, age real, churned integer)'); con.executemany('insert into people values (?, ?, ?)', frame.itertuples(index=False))
+    con.close()
+    with pytest.raises(InputError, match='Validation begins at 2024-05-01 00:00:00, after testing at 2024-04-01'): task_from_sql(db, "select id, timestamp '2024-03-01' as day, churned from people", 'people', '2024-05-01', '2024-04-01')
+    place = InPlace.open(f'duckdb:///{_duck(frame, tmp_path)}')
+    t = task_from_sql(place, "select id, timestamp '2024-03-01' + to_days(id::int) as day, churned from people", 'people', '2024-05-01', '2024-07-01')
+    assert t.database is place and (len(t.train), len(t.val), len(t.test)) == (61, 61, 78) and t.mask == ('churned',)
+
+
+def _duck(frame, folder):
+    import duckdb
+    with duckdb.connect(folder/'p.duckdb') as con: con.execute('create table people (id integer primary key, age double, churned integer)'); con.register('f', frame); con.execute('insert into people select * from f')
+    return folder/'p.duckdb'
