@@ -93,7 +93,7 @@ def _arrow(db, table):
 # %% ../nbs/11d_store.ipynb #2284f913
 def _sqlite_ns(x):
     "Nanoseconds of a time that SQLite holds as text"
-    if x is None or x == '' or isinstance(x, str) and x.isspace(): return None
+    if x is None or x == '' or isinstance(x, str) and (x.isspace() or x.startswith('0000-')): return None     # 0000-00-00 is how MySQL writes null
     if not isinstance(x, str): raise ValueError(f'{x!r} is no time in ISO 8601')
     if len(x) <= 26:                                                        # no more than microseconds: ten times faster than pandas
         try: d = datetime.fromisoformat(x) - datetime(1970, 1, 1)

@@ -599,3 +599,17 @@ def test_an_estimator_asks_a_server_by_its_url(postgres):
     assert sorted(con.list_tables()) == before
     assert con.table('order').count().execute() == 300
     con.disconnect()
+
+
+def test_the_null_date_of_mysql_is_null_in_place(tmp_path):
+    with sqlite3.connect(tmp_path/'t.db') as con:
+        con.executescript('create table c (id integer primary key); create table v (cid integer references c, day text);')
+        con.executemany('insert into c values (?)', [(i,) for i in range(4)])
+        con.executemany('insert into v values (?, ?)', [(i % 4, f'2023-01-{1 + i:02}') for i in range(20)] + [(1, '0000-00-00'), (2, '0000-00-00 00:00:00')])
+    con.close()
+    db = Database.open(tmp_path/'t.db', time_col={'v': 'day'})
+    plan = plan_features(db.schema, 'c', 1)
+    at = [pd.Timestamp('2024-01-01')]*4
+    there = sql_features(str(tmp_path/'t.db'), plan, np.arange(4), at)
+    pd.testing.assert_frame_equal(there, compute_features(db, plan, np.arange(4), at))
+    assert there['COUNT(v)'].tolist() == [5., 5., 5., 5.]
