@@ -203,8 +203,7 @@ def estimator(
     kind = RelationalRegressor if getattr(ask, 'regression', False) else RelationalClassifier
     given = {p: v for o, p in PARAMETERS.items() if (v := getattr(ask, o, None)) is not None}
     if ask.mask is not None: given['mask'] = tuple(c.strip() for c in ask.mask.split(',') if c.strip())
-    label = getattr(ask, 'target', None)
-    return kind(database, table, column, target=(table, label) if label in database.schema[table].names else None, **given)
+    return kind(database, table, column, **given)
 
 def keys_of(
     model: 'Relational' # fitted or not

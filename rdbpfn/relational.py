@@ -82,7 +82,6 @@ def _estimator(self: Relational):
 def _open(self: Relational, X, y):
     "Database, rows and cutoffs of the labelled questions"
     if y is None: raise InputError(f'{type(self).__name__} requires y to be passed, but the target y is None: give one label for each row.')
-    X = as_frame(X)
     if not isinstance(X, pd.DataFrame): raise InputError(f'X must be a DataFrame of keys and, if there are any, cutoff times, got {type(X).__name__}.')
     if len(X) != len(y): raise InputError(f'X has {len(X):,} rows, but y has {len(y):,} labels.')
     if not len(X): raise InputError('There is no context: give at least two labelled rows, one of each class.')
@@ -131,6 +130,7 @@ def fit(
     y # (n,) labels, or numbers
 ) -> Relational: # itself, with the context read
     "Read labelled questions; nothing is trained [5.4]"
+    X = as_frame(X)
     db, rows, cutoffs = self._open(X, y)
     codes, learnt = self._learn(y, len(X))
     if self.label_delay is not None and cutoffs is None: raise InputError('label_delay needs cutoffs, since a label is known some time after its own: name their column in time_col.')

@@ -133,7 +133,7 @@ def test_intervals_hold_what_they_promise(name):
     if name != 'normal': assert low == 0 and (name == 'spent' or high == np.quantile(known, .9))
 
 
-def test_files_of_regressors_from_before_are_read(net, data, tmp_path):
+def test_files_of_regressors_from_before_are_read(net, data):
     d, _, _ = data
     m = RDBPFNRegressor(net).fit(d, np.arange(120.))
     about, parts = m.parts()

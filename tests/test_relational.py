@@ -514,6 +514,9 @@ def test_frames_of_arrow_are_those_of_pandas(people):
     assert arrow.schema == db.schema
     ask = lambda d, X: RelationalClassifier(d, 'people', device='cpu').fit(X, frame.churned).predict_proba(X)
     np.testing.assert_array_equal(ask(arrow, pa.Table.from_pandas(frame[['id']])), ask(db, frame[['id']]))
+    when = frame[['id']].assign(when=pd.Timestamp('2020-01-01') + pd.to_timedelta(frame.id, 'D'))
+    past = lambda X: RelationalClassifier(db, 'people', time_col='when', label_delay='1D', device='cpu').fit(X, frame.churned).predict_proba(X)
+    np.testing.assert_array_equal(past(pa.Table.from_pandas(when)), past(when))
 
 
 @pytest.mark.parametrize('options, said', [
@@ -540,9 +543,6 @@ def test_sentences_show_values_and_not_their_types(people):
 
 def test_tasks_in_sql(people, tmp_path):
     db, frame = people
-    with sqlite3.connect(tmp_path/'p.db') as con:
-        con.execute('create table people (id integer primary key, age real, churned integer)'); con.executemany('insert into people values (?, ?, ?)', frame.itertuples(index=False))
-    con.close()
     with pytest.raises(InputError, match='Validation begins at 2024-05-01 00:00:00, after testing at 2024-04-01'): task_from_sql(db, "select id, timestamp '2024-03-01' as day, churned from people", 'people', '2024-05-01', '2024-04-01')
     place = InPlace.open(f'duckdb:///{_duck(frame, tmp_path)}')
     t = task_from_sql(place, "select id, timestamp '2024-03-01' + to_days(id::int) as day, churned from people", 'people', '2024-05-01', '2024-07-01')
