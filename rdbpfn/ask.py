@@ -28,7 +28,7 @@ class Asked:
     entity: Annotated[Optional[str], Option(help='TABLE.COLUMN: the primary key that the rows name')] = None
     query: Annotated[str, Option(help=f'Rows to answer, with keys and cutoff times: {ROWS}')]
     time: Annotated[Optional[str], Option(help='Column with the cutoff times; none: the whole database is visible')] = None
-    times: Annotated[Optional[str], Option(help='When rows of the database came into being, such as orders.placed,visits.day,customers. (a dot alone: always visible), where it does not say')] = None
+    times: Annotated[Optional[str], Option(help='When rows of the database came into being, such as orders.placed,lines.order/placed,customers. (the time of what a key refers to; a dot alone: always visible), where it does not say')] = None
     in_place: Annotated[bool, Option('--in-place', help='Leave the tables where they are and compute features by queries, for databases that do not fit into memory')] = False
     cache: Annotated[Optional[Path], Option(help='Folder in which features are kept for the next time')] = None
     mask: Annotated[Optional[str], Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = None
@@ -141,8 +141,11 @@ def stage(
     speak = threading.Timer(PATIENCE, lambda: typer.echo(f'{text} ...', err=True))
     speak.daemon = True
     speak.start()
-    try: yield
-    finally: speak.cancel()
+    with warnings.catch_warnings(record=True) as notes:
+        try: yield
+        finally: speak.cancel()
+    for n in notes:
+        if issubclass(n.category, UserWarning): typer.echo(f'note: {n.message}', err=True)
 
 # %% ../nbs/22c_ask.ipynb #20805fb0
 def times_told(
@@ -163,12 +166,9 @@ def open_database(
     in_place: bool = False, # read its schema only?
     kinds: dict|None = None # {table: {column: kind}}, likewise
 ) -> 'Database': # or `InPlace`
-    "Read the database; what it warns of becomes a line [beyond the paper]"
+    "Read the database [beyond the paper]"
     from rdbpfn.in_place import Database, InPlace
-    with stage('Reading the database'), warnings.catch_warnings(record=True) as notes: database = (InPlace if in_place else Database).open(where, time_col=times, kinds=kinds)
-    for n in notes:
-        if issubclass(n.category, UserWarning): typer.echo(f'note: {n.message}', err=True)
-    return database
+    with stage('Reading the database'): return (InPlace if in_place else Database).open(where, time_col=times, kinds=kinds)
 
 def open_asked(
     ask: Asked # options
@@ -275,9 +275,10 @@ def feature_table(
     who, cutoffs = questions(database, rows, table, column, ask.time)
     plan = plan_features(database.schema, table, like.max_depth, like.mask, aggs=aggregations(like.features, database, cutoffs))
     if not len(plan): raise InputError(f"Table '{table}' offers no features within {like.max_depth} hops: go further with --depth.")
-    if cutoffs is not None: database.check_times(sorted(tables_of(plan)))
     if twice := {*rows} & {*plan.names}: raise InputError(f'A feature and a column of --query are both called {min(twice)!r}: rename that of the query.')
-    with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'): frame = features_as_of(database, plan, who, cutoffs, cache=like.cache)
+    with stage(f'Computing {len(plan):,} features of {len(rows):,} rows'):
+        if cutoffs is not None: database.check_times(sorted(tables_of(plan)))
+        frame = features_as_of(database, plan, who, cutoffs, cache=like.cache)
     return plan, pd.concat([rows.reset_index(drop=True), frame], axis=1)
 
 # %% ../nbs/22c_ask.ipynb #fa05dbfe

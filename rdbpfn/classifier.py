@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import InputError, as_frame, pick_device, whole
-from .schema import as_times
+from .values import as_times
 from .model import RDBPFN, load_model
 from .encoding import FrameEncoder, View
 from .ensemble import Ensemble, Member, choose_members, draw_contexts

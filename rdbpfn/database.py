@@ -13,54 +13,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import InputError, as_frame, as_names, atomic_path
 from .sql import _file_of, _references, _told, looks_like_times, read_folder, read_sql, settle_times
-from .schema import Column, ForeignKey, Schema, Table, _plain, as_stored, as_times, infer_kind, no_such
-
-# %% ../nbs/02_database.ipynb #574ea30c
-def _key_part(s, where):
-    "What a key column consists of, its values in comparable form, and which of them may be compared"
-    s = s.astype(object) if isinstance(s.dtype, pd.CategoricalDtype) else _plain(s)
-    ok, content = s.notna().to_numpy(), pd.api.types.infer_dtype(s, skipna=True)
-    if not ok.any(): return 'nothing', np.zeros(len(s), 'int64'), ok
-    if content == 'boolean': return 'truth values', s.fillna(False).astype(bool).to_numpy(), ok
-    if content in ('floating', 'mixed-integer-float', 'decimal'):
-        v = s.where(ok, np.nan).astype('float64').to_numpy()
-        ok = np.isfinite(v) & (np.abs(v) < 2**53) & (v == np.floor(v))
-        return 'whole numbers', np.where(ok, v, 0).astype('int64'), ok
-    if content == 'integer':
-        v = s.where(ok, 0)
-        if not -2**63 <= int(v.min()) <= int(v.max()) < 2**64: raise InputError(f"{where} holds whole numbers of more than 64 bits: keep them as text, here and where they are referred to.")
-        return 'whole numbers', v.astype('int64' if int(v.max()) < 2**63 else object).to_numpy(), ok
-    if content.startswith('date'): return 'times', as_times(s, where).to_numpy().astype('int64'), ok
-    return 'text' if content == 'string' else 'mixed values', s.astype(object).to_numpy(), ok
-
-# %% ../nbs/02_database.ipynb #ae8b518d
-class _KeyIndex:
-    "A hash table from the values of key columns to the first row that has them"
-    def __init__(self, frame, columns, table):
-        self.columns, self.name = columns, f"{table}.{columns[0]}" if len(columns) == 1 else f"{table}.({', '.join(columns)})"
-        self.contents, index, ok = self.parts(frame[list(columns)], self.name)
-        rows, index = np.flatnonzero(ok), index[ok]
-        again = index.duplicated()
-        self.repeats, self.example = rows[again], next(iter(index[again].tolist()), None)
-        self.rows, self.index = rows[~again], index[~again]
-    @staticmethod
-    def parts(frame, where):
-        contents, values, oks = zip(*(_key_part(frame.iloc[:, i], where) for i in range(frame.shape[1])))
-        return contents, pd.Index(values[0]) if len(values) == 1 else pd.MultiIndex.from_arrays(values), np.logical_and.reduce(oks)
-    def wrong_type(self, contents):
-        "A sentence's worth of difference between what the two sides consist of, or None"
-        for theirs, ours in zip(contents, self.contents):
-            if theirs != ours and 'nothing' not in (theirs, ours): return f'{theirs} where {self.name} holds {ours}'
-    def find(self, frame, where, strict=True):
-        "Row of each key, -1 where no row has it; an InputError for an ambiguous or incomparable key if `strict`"
-        contents, index, ok = self.parts(frame, where)
-        wrong, out = self.wrong_type(contents), np.full(len(frame), -1)
-        if strict and wrong: raise InputError(f"{where} holds {wrong}: convert one of them, so that both are alike.")
-        if strict and len(self.repeats): raise InputError(f"{self.name} is not unique: {len(self.repeats)} rows repeat a key of an earlier row (such as {self.example!r}). Remove them or name another key.")
-        if wrong or not len(self.rows): return out
-        at = self.index.get_indexer(index[ok])
-        out[ok] = np.where(at < 0, -1, self.rows[at])
-        return out
+from .schema import Column, ForeignKey, Schema, Table, no_such
+from .values import KeyIndex, as_stored, as_times, infer_kind
 
 # %% ../nbs/02_database.ipynb #b02c8d33
 class Database:
@@ -94,18 +48,30 @@ class Database:
 
     def check_times(self,
         tables # names of those that are to be seen as of a moment
-    ) -> None: # raises InputError for the first whose time is unclear
+    ) -> None: # raises InputError for the first whose time is unclear, warns of rows that are seen before those they refer to
         "Refuse to guess a table's time: the wrong one leaks, and so does none [contract: time]"
         for t in (t for t in tables if t in self.unclear):
             first, which = self.unclear[t][0], 'which one' if len(self.unclear[t]) > 1 else 'whether that'
             raise InputError(f"{_dated(t, self.unclear[t])}, and nothing says {which} is its time: name it, Database.open(..., time_col={{{t!r}: {first!r}}}) or --times {t}.{first}, or say that its rows are visible at all times, time_col={{{t!r}: None}} or --times {t}.")
+        for f in (f for t in tables for f in _early(self.schema, t)):
+            lent = _lent(f, self.schema[f.parent].time_col)
+            warnings.warn(f"Table {f.child!r} has no time, so its rows are seen before the rows of {f.parent!r} that they refer to: give it theirs, time_col={{{f.child!r}: {lent!r}}} or --times {f.child}.{lent}.", stacklevel=3)
+
+# %% ../nbs/02_database.ipynb #976aeb54
+def _early(schema, table):
+    "Foreign keys to rows that have a time, of a table that has none"
+    return [f for f in schema.fkeys_of(table) if schema[table].time_col is None and schema[f.parent].time_col is not None]
+
+def _lent(f, time_col): return f"{','.join(f.columns)}/{time_col}"
 
 def _dated(table, columns): return f"Table {table!r} has {'several columns' if len(columns) > 1 else 'a column'} of dates ({', '.join(columns)})"
+
+def _dates(db, table): return [c.name for c in db.schema[table].columns if c.kind == 'datetime' or c.kind != 'key' and looks_like_times(db.table_dict[table][c.name])]
 
 def _noted(db, unclear):
     "The database, which remembers the tables whose time nobody named, and says so"
     db.unclear = {t: tuple(c) for t, c in unclear.items() if c}
-    for t, c in db.unclear.items(): warnings.warn(f"{_dated(t, c)}, so its rows are visible at all times: name one in time_col.", stacklevel=3)
+    for t, c in db.unclear.items(): warnings.warn(f"{_dated(t, c)}, so its rows are visible at all times: name one in time_col, or None if that is meant.", stacklevel=3)
     return db
 
 # %% ../nbs/02_database.ipynb #0c513004
@@ -125,13 +91,25 @@ def _schema(frames, pkey_col, fkeys, time_col, kinds):
             yield Column(name, 'datetime' if name == time_col.get(t) else kinds.get(t, {}).get(name) or ('key' if name in keys else infer_kind(s)))
     return Schema(tuple(Table(t, tuple(columns(t)), pkey_col.get(t), time_col.get(t)) for t in frames), tuple(links))
 
+# %% ../nbs/02_database.ipynb #c7aa48af
+def _lend_times(frames, references, time_col):
+    "Add the time that a table was told to have from its parent, as 'key/time', for a column of that name"
+    for _ in time_col:                                                      # a parent's own may be lent, too
+        for child, columns, parent, to in references:
+            told, key, columns = time_col.get(child), ','.join(as_names(columns)) + '/', list(as_names(columns))
+            if not told or not told.startswith(key) or {child, parent} - {*frames} or told in frames[child] or {*columns} - {*frames[child]}: continue
+            theirs = told.removeprefix(key)
+            if theirs not in frames[parent]: continue
+            rows = KeyIndex(frames[parent], as_names(to), parent).find(frames[child][columns], f'Foreign key {child}.{key[:-1]} -> {parent}')
+            frames[child] = frames[child].assign(**{told: as_times(frames[parent][theirs], f'{parent}.{theirs}').reset_index(drop=True).reindex(rows).array})
+
 @patch(cls_method=True)
 def from_frames(
     cls: Database,
     table_dict: dict, # {table: frame}
     pkey_col: dict|None = None, # {table: column or tuple of columns}; tables without primary key are left out
     fkey_col_to_pkey_table: dict|None = None, # {table: {column or tuple of columns: parent or [parent, columns]}}
-    time_col: dict|None = None, # {table: column}
+    time_col: dict|None = None, # {table: column, 'key/column' for a time of the parent's, or None for no time}; None leaves tables with dates unclear
     kinds: dict|None = None # {table: {column: kind}}, for columns whose dtype misleads
 ) -> Database: # with kinds inferred where they are not given
     "A database from frames and keys, in RelBench's words [contract: interface]"
@@ -140,13 +118,16 @@ def from_frames(
         if not isinstance(f, pd.DataFrame): raise InputError(f"Table {str(n)!r} is of type {type(f).__name__}: give a pandas DataFrame.")
         if str(n) in frames: raise InputError(f"There are two tables named {str(n)!r}: rename one of them.")
         frames[str(n)] = f.rename(columns=str)
-    return cls(frames, _schema(frames, *_told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds).values()))
+    told = _told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds)
+    _lend_times(frames, list(_references(told['pkey_col'], told['fkey_col_to_pkey_table'])), told['time_col'])
+    db = cls(frames, _schema(frames, *told.values()))
+    return _noted(db, {} if time_col is not None else {t: _dates(db, t) for t in frames})
 
 # %% ../nbs/02_database.ipynb #69391844
 @patch
 def _index(self: Database, table, columns):
     key = table, columns
-    if key not in self._cache: self._cache[key] = _KeyIndex(self.table_dict[table], columns, table)
+    if key not in self._cache: self._cache[key] = KeyIndex(self.table_dict[table], columns, table)
     return self._cache[key]
 
 @patch
@@ -191,8 +172,9 @@ def integrity(
     for t in self.schema.tables:
         if t.pkey: add(t.name, t.pkey, 'null key', self.table_dict[t.name][list(t.pkey)].isna().any(axis=1).to_numpy(), 'have no key')
         if t.time_col: add(t.name, (t.time_col,), 'null time', np.isnat(self.times(t.name)), 'have no time, so no cutoff lets them be seen')
-        dates = [c.name for c in t.columns if c.kind == 'datetime']
-        if dates and not t.time_col: add(t.name, dates, 'no time', np.ones(self.n_rows(t.name), bool), 'are visible at all times, because no time column is named')
+        dates = [] if t.time_col else _dates(self, t.name)
+        if dates: add(t.name, dates, 'no time', np.ones(self.n_rows(t.name), bool), 'are visible at all times, because no time column is named')
+        for f in _early(self.schema, t.name): add(t.name, f.columns, 'early', self.table_dict[t.name][list(f.columns)].notna().all(axis=1).to_numpy(), f'are visible at all times, and the rows of {f.parent} that they refer to are not: name {_lent(f, self.schema[f.parent].time_col)!r} as their time')
     for table, columns in dict.fromkeys([(t.name, t.pkey) for t in self.schema.tables if t.pkey] + [(f.parent, f.parent_columns) for f in self.schema.fkeys]):
         add(table, columns, 'duplicate key', np.isin(np.arange(self.n_rows(table)), self._index(table, columns).repeats), 'repeat the key of an earlier row')
     for f in self.schema.fkeys: self._check_fkey(f, add)
@@ -265,8 +247,7 @@ def from_folder(
     said = _told(**keys)
     said |= {k: {**s, **said.get(k, {})} for k, s in dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds')).items()}
     db, silent = cls.from_frames(frames, **said), not any(s.get('time') for s in spec.values())
-    dates = lambda t: [c.name for c in db.schema[t].columns if c.kind == 'datetime' or looks_like_times(db.table_dict[t][c.name])] if silent else ()
-    return _noted(db, {t: s.get('unclear') or dates(t) for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
+    return _noted(db, {t: s.get('unclear') or silent and _dates(db, t) or () for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
 
 @patch
 def to_folder(

@@ -12,7 +12,7 @@ from datetime import timedelta
 import numpy as np, pandas as pd
 from scipy.special import ndtri
 from .core import InputError
-from .schema import _plain, as_times
+from .values import _plain, as_times
 
 # %% ../nbs/15b_encoding.ipynb #69b6ba66
 ISO_DATE = r'\d{4}-\d\d-\d\d([ T]|$)' # how a date begins that is written as text

@@ -12,7 +12,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from . import __version__
 from .core import InputError, atomic_path
-from .schema import Column, ForeignKey, Schema, Table, as_times
+from .schema import Column, ForeignKey, Schema, Table
+from .values import as_times
 from .database import Database
 
 # %% ../nbs/11c_history.ipynb #647e57c0

@@ -14,7 +14,8 @@ from functools import cached_property
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from .core import InputError, as_frame
-from .schema import as_times, no_such
+from .schema import no_such
+from .values import as_times
 from .database import Database
 from .examples import Task
 from .aggregates import feature_set, looks_back

@@ -33,14 +33,17 @@ def _declared(s, kind):
 # %% ../nbs/01b_sql.ipynb #d8c94ea2
 _ISO = re.compile(r'(1[6-9]|2[0-2]|99|00)\d\d-\d\d(-\d\d([T ]\d\d(:?\d\d){0,2}([.,]\d+)? ?(Z|[+-]\d\d(:?\d\d)?)?)?)?')
 
+_DAY = r'\d{1,2}[./-]\d{1,2}[./-](\d{4}|(?<=/)\d\d)|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{4}-\d\d-\d\d|(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])|(\w{3,9},? )?(\d{1,2}[ .-])?(jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*[ .-]+(\d{1,2},? )?\d{4}'
+_OTHER = re.compile(rf'(?i)({_DAY})([T ,]+\d{{1,2}}:\d\d(:\d\d([.,]\d+)?)?( ?[ap]\.?m\.?)?( ?(Z|UTC|GMT|[+-]\d\d(:?\d\d)?))?)?')
+
 def looks_like_times(
     s: pd.Series # a column, of any type
 ) -> bool: # judged by a sample of some 1,000 values
-    "Is it text, and are nine of ten values dates or times in ISO 8601, to the month at least? [contract: time]"
+    "Is it text, and are nine of ten values dates or times, in ISO 8601 (to the month at least) or in a form that would have to be parsed first? [contract: time]"
     if pd.api.types.infer_dtype(s, skipna=True) != 'string': return False
     known = s.iloc[::len(s)//1000 + 1].dropna()
     if not (known != '').any(): known = s[s.notna() & (s != '')].iloc[:1000]
-    return bool(len(known)) and known[known != ''].map(lambda v: _ISO.fullmatch(v) is not None).mean() >= .9
+    return bool(len(known)) and known[known != ''].map(lambda v: bool(_ISO.fullmatch(v) or _OTHER.fullmatch(v))).mean() >= .9
 
 # %% ../nbs/01b_sql.ipynb #80dac720
 @contextmanager

@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_plus
 import ibis, numpy as np, pandas as pd, pyarrow as pa
 from .core import InputError
 from .schema import no_such
+from .values import FAR_DATE, NUMERAL
 from .sql import _file
 from .database import Database
 
@@ -28,7 +29,7 @@ def _known(name, out, two=False):
     return ibis.udf.scalar.builtin(f, name=name)
 
 _epoch_us, _epoch_ns, _unix_micros, _rdbpfn_ns, _rdbpfn_sort = (_known(n, int) for n in ('epoch_us', 'epoch_ns', 'unix_micros', 'rdbpfn_ns', 'rdbpfn_sort'))   # DuckDB twice, Spark, SQLite twice
-_rdbpfn_text, _typeof, _trim, _to_blob, _from_blob = _known('rdbpfn_text', str), _known('typeof', str), _known('trim', str), _known('encode', bytes), _known('decode', str)   # SQLite three times, DuckDB twice
+_rdbpfn_number, _rdbpfn_text, _typeof, _trim, _to_blob, _from_blob = _known('rdbpfn_number', float), _known('rdbpfn_text', str), _known('typeof', str), _known('trim', str), _known('encode', bytes), _known('decode', str)   # SQLite four times, DuckDB twice
 _convert_to, _convert_from, _encode = _known('convert_to', bytes, True), _known('convert_from', str, True), _known('encode', str, True)   # Postgres
 
 # %% ../nbs/11d_store.ipynb #7bc02e30
@@ -93,7 +94,7 @@ def _arrow(db, table):
 # %% ../nbs/11d_store.ipynb #2284f913
 def _sqlite_ns(x):
     "Nanoseconds of a time that SQLite holds as text"
-    if x is None or x == '' or isinstance(x, str) and (x.isspace() or x.startswith('0000-')): return None     # 0000-00-00 is how MySQL writes null
+    if x is None or x == '' or isinstance(x, str) and x.isspace(): return None
     if not isinstance(x, str): raise ValueError(f'{x!r} is no time in ISO 8601')
     if len(x) <= 26:                                                        # no more than microseconds: ten times faster than pandas
         try: d = datetime.fromisoformat(x) - datetime(1970, 1, 1)
@@ -102,7 +103,9 @@ def _sqlite_ns(x):
             us = (d.days*86_400 + d.seconds)*1_000_000 + d.microseconds
             return us*1000 if _YEARS[0] <= us <= _YEARS[1] else None
     try: t = pd.Timestamp(x).as_unit('ns')
-    except pd.errors.OutOfBoundsDatetime: return None
+    except ValueError as e:
+        if isinstance(e, pd.errors.OutOfBoundsDatetime) or re.match(FAR_DATE, x): return None      # such as 0000-00-00, as which MySQL writes null
+        raise
     return None if t is pd.NaT else t.value
 
 def _sqlite_sort(x):
@@ -112,6 +115,10 @@ def _sqlite_sort(x):
 def _sqlite_text(x):
     "The text of a value of any type, as in memory"
     return None if x is None else str(x)
+
+def _sqlite_number(x):
+    "The number that a value of any type is or is written as"
+    return float(x) if isinstance(x, (int, float)) or isinstance(x, str) and re.match(NUMERAL, x) else None
 
 def _connect(source):
     "A connection to a file, folder or URL, read only where the database knows how"
@@ -185,6 +192,17 @@ def _check_times(store, table, column):
     if 2 in found: raise InputError(f"Column {where} should hold times, but {found[2]['n']} values are none in ISO 8601 (such as {found[2]['example']!r}): correct them, or cast them in a view.")
     if len(found) == 2: raise InputError(f"Column {where} has a time zone on {found[1]['n']} of its {found[0]['n'] + found[1]['n']} times: give all of them one, or none.")
 
+# %% ../nbs/11d_store.ipynb #ee71e7ed
+def _check_number(store, table, column):
+    "Where text is said to hold numbers, what is a number becomes one and the rest is missing, if it is no more than one value in ten"
+    x, sqlite = store.tables[table][column], store.dialect == 'sqlite'
+    if not (text := x.type().is_string()) and not sqlite: return
+    number = comparable(x, 'number', store.dialect) if not text else _rdbpfn_number(x) if sqlite else ibis.ifelse(x.re_search(NUMERAL), _trim(x), None).cast('float64')
+    value = _trim(x).nullif('')
+    found = store.con.to_pyarrow(store.tables[table].aggregate(given=value.count(), numbers=number.count(), odd=value.min(where=number.isnull()))).to_pylist()[0]
+    if found['numbers'] < .9*found['given']: raise InputError(f"Column {table}.{column} is said to hold numbers but does not (such as {found['odd']!r}): correct them, or cast them in a view.")
+    if text: store.tables[table] = store.tables[table].mutate(**{column: number})
+
 def _check_category(store, table, column):
     "Refuse values that have no name; where SQLite mixes text with numbers, all become text, as in 01b"
     x, kinds, declared = store.tables[table][column], [], ''
@@ -243,6 +261,24 @@ def _uploaded(db, plan, names, fkeys, before):
     con = _connect(None)
     return _cut(Store(con, {t: ibis.memtable(_arrow(db, t)) for t in names}, dict.fromkeys(names, ('#row',)), con.name), plan.schema, before)
 
+# %% ../nbs/11d_store.ipynb #7fb41880
+def _lenders(schema, table):
+    "Foreign keys by which a table may have the time of its parent, as 'key/time' (02), and that time"
+    told = schema[table].time_col or ''
+    return [(f, told[len(key):]) for f in schema.fkeys_of(table) if told.startswith(key := ','.join(f.columns) + '/') and f.parent != table]
+
+def _lend_times(store, schema, table):
+    "Join the time that a table has from its parent, unless it has a column of that name"
+    for f, theirs in _lenders(schema, table):
+        told = schema[table].time_col
+        if told in store.tables[table].columns: return
+        _lend_times(store, schema, f.parent)
+        if theirs not in store.tables[f.parent].columns: continue
+        _check_fkey(store, f)
+        x, parent = store.tables[table], store.tables[f.parent]
+        its = parent.select(**{f'#{c}': parent[p] for c, p in zip(f.columns, f.parent_columns)}, **{told: parent[theirs]})
+        store.tables[table] = x.left_join(its, [x[c] == its[f'#{c}'] for c in f.columns]).select(*x.columns, told)
+
 # %% ../nbs/11d_store.ipynb #09c3d3c2
 def open_store(
     source, # Database, folder of Parquet files, DuckDB or SQLite file, URL, Ibis connection
@@ -257,18 +293,21 @@ def _in_place(source, plan, names, fkeys, before):
     "The tables where they are, checked"
     con = source if isinstance(source, ibis.BaseBackend) else _connect(str(source))
     if con.name == 'sqlite':
-        for name, f in (('rdbpfn_ns', _sqlite_ns), ('rdbpfn_sort', _sqlite_sort), ('rdbpfn_text', _sqlite_text)): con.con.create_function(name, 1, f, deterministic=True)
+        for name, f in (('rdbpfn_ns', _sqlite_ns), ('rdbpfn_sort', _sqlite_sort), ('rdbpfn_text', _sqlite_text), ('rdbpfn_number', _sqlite_number)): con.con.create_function(name, 1, f, deterministic=True)
     folder = Path(source)/'db' if con is not source and Path(source).is_dir() else None
     found = [p.stem for p in folder.glob('*.parquet')] if folder else con.list_tables()
+    names = [*names]
+    for t in names: names += [f.parent for f, _ in _lenders(plan.schema, t) if f.parent not in names]
     for t in names:
         if t not in found: raise no_such('table', t, 'the database', found)
     tables = {t: con.read_parquet(folder/f'{t}.parquet') if folder else con.table(t) for t in names}
     store = Store(con, tables, {t: plan.schema[t].pkey for t in names}, con.name)
     _compare_bytes(store)
+    for t in names: _lend_times(store, plan.schema, t)
     times = {(t, plan.schema[t].time_col) for t in names if plan.schema[t].time_col}
     for t, c in sorted({(f.table, f.column) for f in plan if f.column is not None} | times):
-        if c not in tables[t].columns: raise no_such('column', c, f'table {t!r}', tables[t].columns)
-        check = dict(datetime=_check_times, category=_check_category).get(plan.schema[t][c].kind)
+        if c not in store.tables[t].columns: raise no_such('column', c, f'table {t!r}', store.tables[t].columns)
+        check = dict(datetime=_check_times, category=_check_category, number=_check_number).get(plan.schema[t][c].kind)
         if check: check(store, t, c)
     _cut(store, plan.schema, before)
     for f in fkeys: _check_fkey(store, f)

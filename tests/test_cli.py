@@ -249,6 +249,19 @@ def test_an_unclear_time_is_named_or_refused(visits, shop, tmp_path, end):
     code, err, said, n = counted(shop, path, tmp_path/'x.csv', time=None)
     assert code == 0 and n == [2] and said.splitlines()[-1] == 'always visible: all tables, since the questions have no time (--time)'
 
+def test_rows_that_are_seen_before_what_they_refer_to_are_told_of(visits, shop, tmp_path):
+    path = visits('day text', ('2024-01-01',), ('2024-03-01',))
+    with sqlite3.connect(path) as con:
+        con.execute('create table tests (id integer primary key, visit integer references visits, patient text references customers)')
+        con.execute('insert into tests select vid, vid, customer from visits')
+    con.close()
+    asked, n = """select id, '2024-02-01' as "when" from customers""", lambda out: read(out)['COUNT(tests)'].unique().tolist()
+    code, err, _ = run('features', *options(shop, db=path, query=asked, context=None, target=None, time='when', out=tmp_path/'a.csv'))
+    assert code == 0 and n(tmp_path/'a.csv') == [2.] and err == ["note: Table 'tests' has no time, so its rows are seen before the rows of 'visits' that they refer to: give it theirs, time_col={'tests': 'visit/day'} or --times tests.visit/day."], err
+    for where in ((), ('--in-place',)):
+        code, err, said = run('features', *options(shop, db=path, query=asked, context=None, target=None, time='when', times='tests.visit/day', out=tmp_path/'b.csv'), *where)
+        assert code == 0 and not err and n(tmp_path/'b.csv') == [1.] and said.splitlines()[-1] == 'always visible: customers', err
+
 def test_labels_are_read_as_they_are_written(shop, tmp_path):
     for labels, want in ((('001', '1', '002'), ['001', '002', '1']), (('1', '2', '2'), ['1', '2']), (('True', 'False', 'True'), ['False', 'True'])):
         read(shop/'known.csv').assign(label=[labels[i % 3] for i in range(30)]).to_csv(tmp_path/'known.csv', index=False)

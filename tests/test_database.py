@@ -5,8 +5,9 @@ import numpy as np, pandas as pd, pytest
 from rdbpfn.core import InputError, atomic_path
 from rdbpfn.database import Database
 from rdbpfn.examples import DATA
-from rdbpfn.schema import Column, ForeignKey, Schema, Table, _layers, _positions, as_stored, as_times, infer_kind
+from rdbpfn.schema import Column, ForeignKey, Schema, Table, _layers, _positions
 from rdbpfn.sql import looks_like_times, read_sql
+from rdbpfn.values import as_stored, as_times, infer_kind
 
 REAL = Path(__file__).resolve().parents[2]/'shared'/'data'
 col = lambda *names: tuple(Column(n, 'key') for n in names)
@@ -415,12 +416,25 @@ def test_duckdb_text_is_the_time(tmp_path):
         db = Database.open(tmp_path/f'{i}.duckdb')
         assert db.schema['orders'].time_col == 'placed' and db.upto('2024-02-01').table_dict['orders'].oid.tolist() == [0]
 
-@pytest.mark.parametrize('values', [['2024', '2023'], ['20240101', '20240301'], ['10:00', '11:30'], ['01/01/2024', '03/01/2024'], ['0815-01', '0816-02'], ['a', '2024-01-01'], ['2024-01-01 paid', '2024-03-01 sent'], ['', None]])
+@pytest.mark.parametrize('values', [['2024', '2023'], ['20241301', '20240301'], ['10:00', '11:30'], ['1.2.3', '1.3.0'], ['10.0.0.1', '10.0.0.2'], ['0815-01', '0816-02'], ['a', '2024-01-01'], ['2024-01-01 paid', '2024-03-01 sent'], ['', None]])
 def test_other_text_is_no_time(sqlite, values):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         db = Database.open(orders(sqlite, 'placed text', values))
     assert (db.schema['orders'].time_col, db.unclear) == (None, {}) and db.table_dict['orders'].placed.tolist() == values
+
+@pytest.mark.parametrize('form', ['%m/%d/%Y', '%d.%m.%Y %H:%M', '%m/%d/%y', '%Y-%m-%d %I:%M %p', '%a, %d %b %Y %H:%M:%S +0000', '%B %d, %Y', '%d-%b-%Y'])
+def test_dates_in_other_forms_are_never_visible_in_silence(sqlite, form):
+    values = [pd.Timestamp(t).strftime(form) for t in ('2024-01-01', '2024-03-01')]
+    for opened in (lambda: Database.open(orders(sqlite, 'placed text', values)), lambda: Database.open(dict(orders=pd.DataFrame(dict(placed=values))))):
+        with pytest.warns(UserWarning, match=r"'orders' has a column of dates \(placed\), so its rows are visible at all times"): db = opened()
+        assert db.unclear == {'orders': ('placed',)} and db.table_dict['orders'].placed.tolist() == values
+        with pytest.raises(InputError, match='nothing says whether that is its time'): db.check_times(['orders'])
+
+@pytest.mark.parametrize('form', ['%Y/%m/%d', '%Y%m%d'])
+def test_iso_without_hyphens_is_the_time(sqlite, form):
+    db = Database.open(orders(sqlite, 'placed text', [pd.Timestamp(t).strftime(form) for t in ('2024-01-01', '2024-03-01')]))
+    assert (db.schema['orders'].time_col, db.unclear) == ('placed', {}) and db.upto('2024-02-01').n_rows('orders') == 1
 
 def test_a_sample_of_a_long_column_decides_and_gaps_do_not_matter():
     many = pd.Series([None]*50_000 + ['']*50_000, dtype=object)
@@ -503,7 +517,38 @@ def test_explicit_sources_are_never_unclear(sqlite, relbench):
     frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        for db in (Database.open(frames), Database.open(frames, pkey_col={'o': 'id'}).to_relbench()): assert Database.open(db).unclear == {}
+        for told in ({}, {'o': None}, {'o': 'a'}):
+            for db in (Database.open(frames, time_col=told), Database.open(frames, pkey_col={'o': 'id'}, time_col=told).to_relbench()): assert Database.open(db).unclear == {}
+
+def test_frames_of_which_no_time_is_told_are_unclear():
+    frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])), p=pd.DataFrame(dict(id=[1], c=['x'])))
+    with pytest.warns(UserWarning, match=r"'o' has several columns of dates \(a, b\)"): db = Database.open(frames, pkey_col={'o': 'id'})
+    assert db.unclear == db.upto('2025-01-01').unclear == {'o': ('a', 'b')}
+    db.check_times(['p'])
+    with pytest.raises(InputError, match=r"nothing says which one is its time: name it, Database.open\(..., time_col={'o': 'a'}\)"): db.check_times(['o'])
+    assert [tuple(r)[:4] for r in db.integrity().values] == [('o', 'a, b', 'no time', 1)]
+
+LENT = dict(orders=pd.DataFrame(dict(oid=[1, 2, 3], placed=['2024-01-01', '2024-03-01', None])), items=pd.DataFrame(dict(iid=[1, 2, 3, 4, 5], oid=[1, 2, 3, None, 9])), notes=pd.DataFrame(dict(item=[1, 2, 2])))
+LINKS = dict(pkey_col=dict(orders='oid', items='iid'), fkey_col_to_pkey_table=dict(items={'oid': 'orders'}, notes={'item': 'items'}))
+
+def test_a_time_may_be_lent_by_the_parent(tmp_path):
+    times = dict(orders='placed', items='oid/placed', notes='item/oid/placed')
+    db = Database.open(LENT, **LINKS, time_col=dict(reversed(times.items())))
+    assert [str(t)[:10] for t in db.times('items')] == ['2024-01-01', '2024-03-01', 'NaT', 'NaT', 'NaT'] and [str(t)[:10] for t in db.times('notes')] == ['2024-01-01', '2024-03-01', '2024-03-01']
+    assert [db.upto('2024-02-01').n_rows(t) for t in db.schema.names] == [1, 1, 1] and list(LENT['items']) == ['iid', 'oid']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        db.check_times(db.schema.names)
+        assert Database.open(db.to_folder(tmp_path)).schema == db.schema
+    with pytest.raises(InputError, match="no column 'oid/plced' in table 'items'"): Database.open(LENT, **LINKS, time_col=dict(items='oid/plced'))
+    with pytest.raises(InputError, match='orders.oid is not unique'): Database.open({**LENT, 'orders': pd.concat([LENT['orders']]*2)}, **LINKS, time_col=dict(items='oid/placed'))
+    composite = Database.open(dict(a=pd.DataFrame(dict(x=[1, 1], y=[1, 2], at=['2024-01-01', '2024-03-01'])), b=pd.DataFrame(dict(x=[1, 1], y=[2, 3]))), pkey_col=dict(a=('x', 'y')), fkey_col_to_pkey_table=dict(b={('x', 'y'): 'a'}), time_col=dict(b='x,y/at'))
+    assert [str(t)[:10] for t in composite.times('b')] == ['2024-03-01', 'NaT']
+
+def test_rows_that_are_seen_before_what_they_refer_to_are_told_of():
+    db = Database.open(LENT, **LINKS, time_col=dict(orders='placed'))
+    with pytest.warns(UserWarning, match="'items' has no time, so its rows are seen before the rows of 'orders' that they refer to: give it theirs, time_col={'items': 'oid/placed'} or --times items.oid/placed"): db.check_times(['items', 'notes', 'orders'])
+    assert ('items', 'oid', 'early', 4) in [tuple(r)[:4] for r in db.integrity().values]
 
 def test_a_folder_that_names_no_time_is_unclear(tmp_path):
     frames = dict(a=pd.DataFrame(dict(id=[1, 2], born=pd.to_datetime(['2024-01-01', '2024-03-01']))), b=pd.DataFrame(dict(id=[1, 2], placed=['2024-01-01', '2024-03-01'])), c=pd.DataFrame(dict(id=[1, 2], x=[1., 2.])))
@@ -531,7 +576,7 @@ def test_a_folder_that_names_no_time_is_unclear(tmp_path):
         with pytest.raises(InputError, match=words): opened({}, time_col=time)
 
 def test_folders_keep_what_is_clear_and_what_is_not(tmp_path, sqlite):
-    timeless = Database.open(dict(a=pd.DataFrame(dict(id=[1], born=pd.to_datetime(['2024-01-01'])))))
+    timeless = Database.open(dict(a=pd.DataFrame(dict(id=[1], born=pd.to_datetime(['2024-01-01'])))), time_col={})
     url = sqlite("create table a (id integer primary key, at date); create table b (id integer primary key, x date, y date); insert into a values (1, '2024-01-01'); insert into b values (1, '2024-01-01', '2024-01-02')")
     with pytest.warns(UserWarning): half = Database.open(url)
     for i, db in enumerate((timeless, half)):
