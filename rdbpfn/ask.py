@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'QUERY', 'ENDINGS', 'PATIENCE', 'PARAMETERS', 'Asked', 'Answered', 'takes', 'read_rows', 'check_outputs',
-           'write_table', 'stage', 'times_told', 'open_database', 'open_asked', 'needs', 'estimator', 'keys_of',
-           'fitted', 'loaded', 'ready', 'feature_table', 'description']
+           'write_table', 'stage', 'times_told', 'kinds_told', 'open_database', 'open_asked', 'needs', 'estimator',
+           'keys_of', 'fitted', 'loaded', 'ready', 'feature_table', 'description']
 
 # %% ../nbs/22c_ask.ipynb #991b6e7c
 import inspect, os, re, threading, warnings
@@ -29,6 +29,7 @@ class Asked:
     query: Annotated[str, Option(help=f'Rows to answer, with keys and cutoff times: {ROWS}')]
     time: Annotated[Optional[str], Option(help='Column with the cutoff times; none: the whole database is visible')] = None
     times: Annotated[Optional[str], Option(help='When rows of the database came into being, such as orders.placed,lines.order/placed,customers. (the time of what a key refers to; a dot alone: always visible), where it does not say')] = None
+    kinds: Annotated[Optional[str], Option(help='What may be computed from columns, such as products.code=category,orders.note=text, where a look at them misleads')] = None
     in_place: Annotated[bool, Option('--in-place', help='Leave the tables where they are and compute features by queries, for databases that do not fit into memory')] = False
     cache: Annotated[Optional[Path], Option(help='Folder in which features are kept for the next time')] = None
     mask: Annotated[Optional[str], Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = None
@@ -160,6 +161,19 @@ def times_told(
         out[table] = column or None
     return out
 
+def kinds_told(
+    text: str|None # such as 'products.code=category'
+) -> dict: # {table: {column: kind}}
+    "What --kinds says [contract: bad input]"
+    out = {}
+    for said in (text.split(',') if text else ()):
+        name, is_, kind = said.strip().rpartition('=')
+        table, dot, column = name.rpartition('.')
+        if not (table and dot and column and is_ and kind): raise InputError(f"--kinds must read TABLE.COLUMN=KIND, separated by commas, got '{text}'.")
+        out.setdefault(table, {})[column] = kind
+    return out
+
+# %% ../nbs/22c_ask.ipynb #ddab67e0
 def open_database(
     where: str, # folder, file or URL
     times: dict|None = None, # {table: column or None}, where the database does not say it
@@ -176,7 +190,8 @@ def open_asked(
     "The database and who is asked about [beyond the paper]"
     table, dot, column = ask.entity.rpartition('.')
     if not (table and dot and column): raise InputError(f"--entity must read TABLE.COLUMN, such as customers.customer_id, got '{ask.entity}'.")
-    database = open_database(ask.db, times_told(ask.times), ask.in_place)
+    if ask.in_place and ask.cache: raise InputError('--cache would be ignored with --in-place, where every feature is a query: leave one of them out.')
+    database = open_database(ask.db, times_told(ask.times), ask.in_place, kinds_told(ask.kinds))
     pkey = (entity := database.schema[table]).pkey
     if entity[column] and len(pkey) == 1 and pkey != (column,): raise InputError(f"--entity must name the primary key: that of table '{table}' is {pkey[0]!r}, not {column!r}.")
     return database, table, column

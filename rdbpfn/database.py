@@ -301,6 +301,17 @@ def from_relbench(
     told = {k: {n: getattr(t, k) for n, t in db.table_dict.items() if getattr(t, k)} for k in ('pkey_col', 'fkey_col_to_pkey_table', 'time_col')}
     return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
 
+@patch(cls_method=True)
+def from_entityset(
+    cls: Database,
+    es, # a `featuretools.EntitySet`
+    **keys # as for `from_relbench`
+) -> Database: # shares no frame with it
+    "A database from featuretools' own [beyond the paper]"
+    told = dict(pkey_col={f.ww.name: f.ww.index for f in es.dataframes}, time_col={f.ww.name: f.ww.time_index for f in es.dataframes}, fkey_col_to_pkey_table={})
+    for r in es.relationships: told['fkey_col_to_pkey_table'].setdefault(r.child_name, {}).setdefault(r._child_column_name, []).append([r.parent_name, r._parent_column_name])
+    return cls.from_frames({f.ww.name: pd.DataFrame(f) for f in es.dataframes}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
+
 @patch
 def to_relbench(
     self: Database
@@ -317,7 +328,7 @@ def to_relbench(
 @patch(cls_method=True)
 def open(
     cls: Database,
-    what, # a Database, {table: frame}, a folder, a URL or file, a RelBench database, an Ibis connection
+    what, # a Database, {table: frame}, a folder, a URL or file, a database of RelBench, an EntitySet of featuretools, an Ibis connection
     **keys # but for a Database: `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds`; for folders and SQL `limit`, too
 ) -> Database: # `what` itself if it is one already
     "Open a database, whatever it is kept in [beyond the paper]"
@@ -325,7 +336,9 @@ def open(
     if isinstance(what, cls): return what
     if isinstance(what, dict): return cls.from_frames(what, **keys)
     if hasattr(what, 'table_dict'): return cls.from_relbench(what, **keys)
+    if hasattr(what, 'relationships'): return cls.from_entityset(what, **keys)
     named = isinstance(what, (str, Path))
+    if named and Path(what).suffix in ('.csv', '.parquet') and Path(what).is_file(): raise InputError(f"{str(what)!r} is one table, and a database is several: read them with pandas and give {{table: frame}} with its keys.")
     if hasattr(what, 'list_tables') or named and ('://' in str(what) or Path(what).is_file()): return cls.from_sql(what, **keys)
     if named and Path(what).is_dir(): return cls.from_folder(what, **keys)
     raise InputError(f"{f'There is no folder or file {str(what)!r}' if named else f'No database can be made of {type(what).__name__}'}: give a folder with schema.json, a SQLite or DuckDB file, a URL such as sqlite:///shop.db, or {{table: frame}} with its keys.")

@@ -109,8 +109,9 @@ def _recall(self: Relational, db):
 
 @patch
 def _reopen(self: Relational, database):
-    "A database, with times and kinds of columns as they were when the context was read, where its source does not say"
-    return open_database(database, **as_known(self.plan_, self.past_ is not None) if isinstance(database, (str, os.PathLike)) else {})
+    "A database, with times, kinds and the keys of frames as they were when the context was read, where its source does not say"
+    known = as_known(self.plan_, self.past_ is not None) if isinstance(database, (str, os.PathLike, dict)) else {}
+    return open_database(database, **known, **self.plan_.schema.keys_among(database) if isinstance(database, dict) else {})
 
 @patch
 def _plan(self: Relational, db, cutoffs):

@@ -161,6 +161,17 @@ def from_dict(
     tables = (Table(**{**t, 'columns': tuple(Column(*c) for c in t['columns'].items())}) for t in data['tables'])
     return cls(tuple(tables), tuple(ForeignKey(**f) for f in data['fkeys']))
 
+# %% ../nbs/01_schema.ipynb #2fd575f4
+@patch
+def keys_among(
+    self: Schema,
+    tables # names; others are left out
+) -> dict: # pkey_col, fkey_col_to_pkey_table
+    "Keys as `from_frames` takes them [contract: interface]"
+    fkeys = {}
+    for f in (f for f in self.fkeys if {f.child, f.parent} <= {*tables}): fkeys.setdefault(f.child, {}).setdefault(f.columns, []).append([f.parent, f.parent_columns])
+    return dict(pkey_col={t.name: t.pkey for t in self.tables if t.pkey and t.name in tables}, fkey_col_to_pkey_table=fkeys)
+
 # %% ../nbs/01_schema.ipynb #1668928c
 @patch
 def to_mermaid(

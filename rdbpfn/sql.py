@@ -150,7 +150,7 @@ def read_spec(
         if not isinstance(spec, dict) or not all(isinstance(s, dict) for s in spec.values()): raise ValueError('schema.json holds no {table: {...}}')
         for t, k in ((t, k) for t in spec for k in fields if spec[t].get(k) is not None and not isinstance(spec[t][k], fields[k])): raise ValueError(f'schema.json says that {k} of table {t!r} is {spec[t][k]!r}')
         return spec
-    except FileNotFoundError: raise InputError(f"The folder {path} has no schema.json: it needs one, and db/<table>.parquet for each table in it.") from None
+    except FileNotFoundError: raise InputError(f"The folder {path} has no schema.json: it needs one, and db/<table>.parquet for each table in it. Tables in other files are read with pandas, and Database.from_frames(...).to_folder(...) writes both.") from None
     except ValueError as e: raise InputError(f"The folder {path} cannot be read ({str(e).splitlines()[0]}): schema.json must be JSON of the form that notebook 02 tells.") from None
 
 def read_folder(

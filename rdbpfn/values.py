@@ -52,7 +52,7 @@ def as_times(
         times = pd.to_datetime(s.astype(object), format='ISO8601', errors='coerce', utc=True)
         lost = text[times[s.notna()].isna().to_numpy() | ~text.str.match(r'\s*\d').to_numpy()]
         lost = lost[~lost.str.match(FAR_DATE)]
-        if len(lost): raise InputError(f"Column {where} should hold times, but {len(lost)} values are none in ISO 8601 (such as {lost.iloc[0]!r}): convert it with pd.to_datetime.")
+        if len(lost): raise InputError(f"Column {where} should hold times, but {len(lost)} values are none in ISO 8601 (such as {lost.iloc[0]!r}): write them as 2024-03-31, or convert the column with pd.to_datetime.")
         s = times
     if s.dt.tz is not None: s = s.dt.tz_convert('UTC').dt.tz_localize(None)
     return s.where(s.between(pd.Timestamp.min.ceil('s').to_numpy(), pd.Timestamp.max.floor('s').to_numpy())).astype('datetime64[ns]')

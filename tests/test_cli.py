@@ -268,6 +268,29 @@ def test_labels_are_read_as_they_are_written(shop, tmp_path):
         code, err, _ = run('predict', *options(shop, context=tmp_path/'known.csv', out=tmp_path/'out.csv'))
         assert code == 0 and [c.removeprefix('probability_') for c in read(tmp_path/'out.csv') if c.startswith('probability_')] == want, (err, want)
 
+def test_kinds_are_told(visits, shop, tmp_path):
+    path = visits('day text, code integer', ('2024-01-01', 7), ('2024-01-02', 8))
+    given = dict(db=path, query="select id, '2024-02-01' as \"when\" from customers", context=None, target=None, time='when')
+    for where in ((), ('--in-place',)):
+        for kinds, there in ((None, 'MEAN(visits.code)'), ('visits.code=category', 'MODE(visits.code)'), ('customers.age=text, visits.code=category', 'MODE(visits.code)')):
+            code, err, _ = run('features', *options(shop, **given, kinds=kinds, out=tmp_path/'x.csv'), *where)
+            found = [*read(tmp_path/'x.csv')]
+            assert code == 0 and not err and there in found and (kinds is None) == ('MEAN(visits.code)' in found) and ('age' in found) == (kinds is None or 'age' not in kinds), (err, found)
+    for kinds, words in (('visits.code', 'must read TABLE.COLUMN=KIND'), ('visits.cod=text', "did you mean 'code'"), ('visits.code=txt', "kind 'txt'"), ('visit.code=text', "did you mean 'visits'")):
+        code, err, _ = run('features', *options(shop, **given, kinds=kinds, out=tmp_path/'y.csv'))
+        assert code == 2 and words in err[-1] and not (tmp_path/'y.csv').exists(), err
+
+def test_a_cache_has_no_use_in_place(shop, tmp_path):
+    code, err, _ = run('features', *options(shop, in_place=True, cache=tmp_path/'kept', context=None, target=None, out=tmp_path/'x.csv'))
+    assert code == 2 and '--cache would be ignored with --in-place' in err[-1] and not (tmp_path/'kept').exists(), err
+
+@pytest.mark.parametrize('taken', ['prediction', 'low'])
+def test_a_column_of_the_query_is_not_overwritten_by_numbers(shop, tmp_path, taken, monkeypatch):
+    read(shop/'asked.csv').assign(**{taken: 'mine'}).to_csv(tmp_path/'asked.csv', index=False)
+    monkeypatch.setattr('rdbpfn.cli.answers', lambda *a: pytest.fail('it is said before anything is computed'))
+    code, err, _ = run('predict', *options(shop, regression=True, query=tmp_path/'asked.csv', out=tmp_path/'out.csv'))
+    assert code == 2 and f"both called '{taken}'" in err[-1] and not (tmp_path/'out.csv').exists()
+
 def test_a_column_of_the_query_is_not_overwritten(shop, tmp_path):
     read(shop/'asked.csv').assign(prediction='mine').to_csv(tmp_path/'asked.csv', index=False)
     code, err, _ = run('predict', *options(shop, query=tmp_path/'asked.csv', out=tmp_path/'out.csv'))

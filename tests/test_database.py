@@ -696,3 +696,24 @@ def test_graph_is_the_schema_graph_row_by_row():
     g = db.graph()
     assert [e.tolist() for e in g.edges[f]] == [[0, 1, 4], [2, 2, 0]] and g.fan_out(f).tolist() == [1, 0, 2, 0] and g.n_rows == dict(p=4, c=5)
     assert {k: [v[0].tolist(), v[1].tolist()] for k, v in g.relations.items()} == {('c', f.name, 'p'): [[0, 1, 4], [2, 2, 0]], ('p', f'reverse {f.name}', 'c'): [[2, 2, 0], [0, 1, 4]]}
+
+
+def test_an_entity_set_comes_in_whole():
+    import featuretools as ft
+    es = ft.demo.load_mock_customer(return_entityset=True, n_customers=6, n_sessions=20, n_transactions=80, random_seed=1)
+    db = Database.open(es)
+    assert {t.name: (t.pkey_col, t.time_col) for t in db.schema.tables} == {f.ww.name: (f.ww.index, f.ww.time_index) for f in es.dataframes}
+    assert sorted(f.name for f in db.schema.fkeys) == ['sessions.customer_id -> customers', 'transactions.product_id -> products', 'transactions.session_id -> sessions']
+    assert all((db.parent_rows(f) >= 0).all() for f in db.schema.fkeys) and 'problem' in db.integrity().attrs['summary']
+    assert Database.open(es, time_col={'sessions': None}).schema['sessions'].time_col is None
+    before = es['customers'].copy()
+    db.table_dict['customers'].iloc[0, 0] = 99
+    pd.testing.assert_frame_equal(es['customers'], before)
+
+
+def test_one_table_in_a_file_is_no_database(tmp_path):
+    frame = pd.DataFrame(dict(id=[1]))
+    frame.to_csv(tmp_path/'a.csv'); frame.to_parquet(tmp_path/'a.parquet')
+    for p in (tmp_path/'a.csv', str(tmp_path/'a.parquet')):
+        with pytest.raises(InputError, match='is one table, and a database is several'): Database.open(p)
+    with pytest.raises(InputError, match='Tables in other files are read with pandas'): Database.open(tmp_path)

@@ -296,6 +296,16 @@ def test_a_database_that_changes(tiny):
     with pytest.raises(InputError, match='has changed: .*group'): m.on(Database.from_frames(frames | dict(order=frames['order'].drop(columns='group')), **keys))
 
 
+def test_an_estimator_knows_the_keys_of_frames(tiny):
+    X, y = tiny_questions(tiny)
+    m = RelationalClassifier(tiny, 'customers', time_col='when', n_estimators=1, label_delay='1D').fit(X, y)
+    frames = {**tiny.table_dict}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.array_equal(m.on(frames).predict_proba(X), m.predict_proba(X))
+    with pytest.raises(InputError, match="no table 'customers'|no column"): m.on({t: f for t, f in frames.items() if t != 'customers'})
+
+
 def file_of(frames, path):
     "Customers and their orders as a SQLite file"
     with sqlite3.connect(path) as con:
