@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .core import InputError, as_frame, pick_device, whole
 from .values import as_times
 from .model import RDBPFN, load_model
-from .encoding import FrameEncoder, View
+from .encoding import FrameEncoder, View, distinct_columns
 from .ensemble import Ensemble, Member, choose_members, draw_contexts
 from .explain import Explanation, effects_of
 from .regression import Thresholds, masses, quantile, thresholds_of
@@ -129,19 +129,19 @@ def _read(self: InContext, frame, asked, codes, contexts, rates):
     "Read a frame (n, C) with questions asked (n, K); rates (K,): share of yes among all labels"
     dtype, network = pick_dtype(self.dtype), pick_network(self.model, self.device)
     encoder = FrameEncoder().fit(frame)
-    x = encoder.transform(frame)
-    if not (x.shape[1] and asked.shape[1]): return self._note(frame, contexts, x, rates, encoder, None)
+    vary = (x := encoder.transform(frame)).shape[1]
+    if not (vary and asked.shape[1]): return self._note(frame, contexts, vary, rates, encoder, None)
+    x = encoder.keep(x, distinct_columns(x))
     members = choose_members(x, codes, asked, contexts, self.views, self.n_columns, self.columns, rates if self.context == 'balanced' else None, check_random_state(self.random_state))
     used = np.unique(np.concatenate([m.cols for m in members]))
     for m in members: m.cols = np.searchsorted(used, m.cols)
-    encoder.plan = {j: how for i, (j, how) in enumerate(encoder.plan.items()) if i in set(used)}
-    return self._note(frame, contexts, x, rates, encoder, Ensemble(network, x[:, used], asked, members, dtype))
+    return self._note(frame, contexts, vary, rates, encoder, Ensemble(network, encoder.keep(x, used), asked, members, dtype))
 
 @patch
-def _note(self: InContext, frame, contexts, x, rates, encoder, ensemble):
+def _note(self: InContext, frame, contexts, vary, rates, encoder, ensemble):
     "Keep what was read, all at once, and what was used, for summaries"
     self.rates_, self.encoder_, self.ensemble_, members = rates, encoder, ensemble, ensemble.members if ensemble else []
-    self.used_ = dict(rows=len(np.unique(np.concatenate(contexts))), columns=frame.shape[1], columns_that_vary=x.shape[1], columns_read=len(encoder.plan) if members else 0, members=len(members))
+    self.used_ = dict(rows=len(np.unique(np.concatenate(contexts))), columns=frame.shape[1], columns_that_vary=vary, columns_read=len(encoder.plan) if members else 0, members=len(members))
     return self
 
 @patch

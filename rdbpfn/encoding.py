@@ -10,6 +10,7 @@ __all__ = ['ISO_DATE', 'MAX_CODES', 'GRID', 'VIEWS', 'holds_dates', 'as_numbers'
 import re
 from datetime import timedelta
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from scipy.special import ndtri
 from .core import InputError
 from .values import _plain, as_times
@@ -70,6 +71,15 @@ def code_book(
     return {v: min(i, MAX_CODES) for i, v in enumerate(order)}
 
 # %% ../nbs/15b_encoding.ipynb #b4eb0e14
+def _short(values):
+    "Do floats of 32 bits tell the values of a column apart, but for what another way of computing them would change?"
+    v = values[~np.isnan(values)]
+    top = np.abs(v).max()
+    return top < 3e38 and len(np.unique(v.astype('float32'))) >= len(np.unique(v if (v == v.round()).all() else (v/top).round(10)))
+
+def _shortened(values): return values.clip(-3e38, 3e38).astype('float32').astype(float)
+
+# %% ../nbs/15b_encoding.ipynb #4cdbcefa
 class FrameEncoder:
     "From a frame of any types to a float64 matrix, with what the context rows taught it [contract: features]"
     def fit(
@@ -77,7 +87,7 @@ class FrameEncoder:
         frame: pd.DataFrame # context rows
     ) -> 'FrameEncoder': # itself
         "Decide per column how to encode it, or to drop it"
-        self.plan = {} # position -> code book, 'date', 'number' or 'present'
+        self.plan = {} # position -> code book, 'date', 'number', 'short' (a number of 32 bits) or 'present'
         for j in range(frame.shape[1]):
             col = _plain(frame.iloc[:, j])
             values, how = as_numbers(col), 'date' if holds_dates(col) else 'number'
@@ -98,8 +108,8 @@ class FrameEncoder:
             given = col.dropna().astype(object)
             parts = [part for _, part in given.groupby(given.map(lambda v: type(v).__name__).mask(_names_days(given), 'day'))]
         for part in parts:
-            if how == 'number' or holds_dates(part): values[part.index] = as_numbers(part, coerce=True)     # 'number' in a file of older days may mean dates
-        return values
+            if how in ('number', 'short') or holds_dates(part): values[part.index] = as_numbers(part, coerce=True)     # 'number' in a file of older days may mean dates
+        return _shortened(values) if how == 'short' else values
 
     def transform(
         self,
@@ -108,6 +118,18 @@ class FrameEncoder:
         "Encode rows as the context taught"
         cols = [self.encode(frame.iloc[:, j], how) for j, how in self.plan.items()]
         return np.stack(cols, 1) if cols else np.zeros((len(frame), 0))
+
+# %% ../nbs/15b_encoding.ipynb #51c7189d
+@patch
+def keep(
+    self: FrameEncoder,
+    x: np.ndarray, # (n, C) of the context, as `transform` gave it
+    columns: np.ndarray # ascending positions of those that are read from now on
+) -> np.ndarray: # (n, len(columns)), as `transform` will give it
+    "Forget the other columns, and round numbers to 32 bits where that tells them apart"
+    plan, x = list(self.plan.items()), x[:, columns]
+    self.plan = {j: 'short' if how == 'number' and _short(column) else how for (j, how), column in zip((plan[i] for i in columns), x.T)}
+    return np.stack([_shortened(column) if how == 'short' else column for how, column in zip(self.plan.values(), x.T)], 1) if self.plan else x
 
 # %% ../nbs/15b_encoding.ipynb #70eb53d6
 GRID = 257 # values that a view of ranks keeps of a column

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .core import InputError
 from .kernel import available
 from .model import Context, ModelConfig, RDBPFN
-from .encoding import View, distinct_columns, rank_eta, select_columns
+from .encoding import View, rank_eta, select_columns
 
 # %% ../nbs/16b_ensemble.ipynb #26e821f9
 POLICIES = ('random', 'stratified', 'recent', 'recency', 'balanced')
@@ -90,7 +90,7 @@ def log_odds_of(
     return np.log(p) - np.log1p(-p)
 
 def choose_members(
-    x: np.ndarray, # (n, C) encoded labelled rows, NaN for missing
+    x: np.ndarray, # (n, C) encoded labelled rows without copies of columns, NaN for missing
     codes: np.ndarray, # (n,) classes that `rank_eta` tells apart
     asked: np.ndarray, # (n, K) bool, the questions
     contexts: list, # of positions, one array a member
@@ -102,11 +102,10 @@ def choose_members(
 ) -> list: # of `Member`; fewer than contexts if more would only repeat what is there
     "Views, flips and columns in turn, each with its own context [beyond the paper]"
     if columns not in ('novel', 'top', 'drawn'): raise InputError(f"columns must be 'novel', 'top' or 'drawn', got {columns!r}.")
-    cols, members, told = distinct_columns(x), [], set()
-    eta, top = rank_eta(x[:, cols], codes), cols[select_columns(x[:, cols], codes, n_columns, columns != 'top')]
+    eta, top, members, told = rank_eta(x, codes), select_columns(x, codes, n_columns, columns != 'top'), [], set()
     for i, rows in enumerate(contexts):
         mine = top
-        if columns == 'drawn' and i and len(cols) > n_columns: mine = np.sort(cols[np.argsort(rng.exponential(size=len(cols))/(eta + 1e-3), kind='stable')[:n_columns]])
+        if columns == 'drawn' and i and len(eta) > n_columns: mine = np.sort(np.argsort(rng.exponential(size=len(eta))/(eta + 1e-3), kind='stable')[:n_columns])
         view, flip = views[i % len(views)], flip_of(i, len(views))
         key = view, flip, rows.tobytes(), mine.tobytes()
         if key in told: continue

@@ -18,7 +18,7 @@ from .core import InputError, atomic_path, from_dict, to_dict
 from .model import Context, ModelConfig, RDBPFN
 
 # %% ../nbs/16c_storage.ipynb #432c055b
-FORMAT = 3 # of the file; what a network had read comes with its sorted columns since 2, with its regressions since 3
+FORMAT = 4 # of the file; what a network had read comes with its sorted columns since 2, with its regressions since 3; numbers may be short since 4
 
 def write_parts(
     path, # file to write

@@ -100,3 +100,29 @@ def test_one_odd_value_does_not_make_names_of_numbers(odd, text):
     np.testing.assert_allclose(e.transform(pd.DataFrame(dict(c=col)))[:, 0], np.where(np.arange(40) == 3, np.nan, values), 1e-12)
     few = pd.DataFrame(dict(c=['1', '2', '3', odd, '1', '2', '3', odd]))
     assert isinstance(FrameEncoder().fit(few).plan[0], dict)                                  # one in four is a name among others
+
+
+def test_numbers_that_differ_by_rounding_are_equal():
+    "A context of 64 bits and queries of 32, or computed another way: the same cells, so the same answers"
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(dict(a=rng.integers(0, 20, 300)/10 + .1, b=rng.normal(size=300), year=rng.integers(1990, 2020, 300), huge=rng.normal(size=300)*1e30))
+    e = FrameEncoder().fit(X[:200])
+    x = e.keep(e.transform(X[:200]), np.arange(4))
+    assert set(e.plan.values()) == {'short'} and np.array_equal(e.transform(X[:200]), x)
+    there = e.transform(X[200:])
+    for other in (X[200:].astype('float32'), X[200:]*(1 + 1e-15), X[200:].astype(str)): assert np.array_equal(e.transform(other), there)
+    assert np.abs(there/X[200:].to_numpy() - 1).max() < 1e-7 and len(np.unique(x[:, 0])) == 20
+    y = (X.a + rng.normal(size=300) > 1.1).astype(int)
+    m = RDBPFNClassifier(device='cpu').fit(X[:200], y[:200])
+    assert np.array_equal(m.predict_proba(X[200:]), m.predict_proba(X[200:].astype('float32')))
+
+
+@pytest.mark.parametrize('values', [20_000_000 + np.arange(400.), 1.7e9 + np.arange(400.), np.r_[1e300, np.arange(399.)], 1e16 + 2*np.arange(400.)])
+def test_numbers_that_need_their_bits_keep_them(values):
+    frame = pd.DataFrame(dict(x=values))
+    e = FrameEncoder().fit(frame)
+    assert np.array_equal(e.keep(e.transform(frame), [0])[:, 0], values) and e.plan == {0: 'number'} and np.array_equal(e.transform(frame)[:, 0], values)
+    few = pd.DataFrame(dict(x=np.arange(9.)))
+    short = FrameEncoder().fit(few)
+    short.keep(short.transform(few), [0])
+    assert short.plan == {0: 'short'} and np.isfinite(short.transform(frame)).all()
