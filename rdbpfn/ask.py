@@ -147,6 +147,7 @@ def stage(
         finally: speak.cancel()
     for n in notes:
         if issubclass(n.category, UserWarning): typer.echo(f'note: {n.message}', err=True)
+        else: warnings.warn_explicit(n.message, n.category, n.filename, n.lineno)
 
 # %% ../nbs/22c_ask.ipynb #20805fb0
 def times_told(
@@ -154,7 +155,7 @@ def times_told(
 ) -> dict: # {table: column, or None for always visible}
     "What --times says [contract: time]"
     out = {}
-    for said in (text.split(',') if text else ()):
+    for said in (re.split(r',(?=[^,]*\.)', text) if text else ()):                        # a key of several columns has commas and no dot
         table, dot, column = said.strip().rpartition('.')
         if not (table and dot): raise InputError(f"--times must read TABLE.COLUMN, or TABLE. for a table that is visible at all times, separated by commas, got '{text}'.")
         if table in out: raise InputError(f"--times speaks of table '{table}' twice: a table has one time, or none.")

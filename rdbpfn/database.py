@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import InputError, as_frame, as_names, atomic_path
-from .sql import _file_of, _references, _told, looks_like_times, read_folder, read_sql, settle_times
+from .sql import _file_of, _references, _told, dates_of, looks_like_times, read_folder, read_sql, settle_times
 from .schema import Column, ForeignKey, Schema, Table, no_such
 from .values import KeyIndex, as_stored, as_times, infer_kind
 
@@ -50,28 +50,23 @@ class Database:
         tables # names of those that are to be seen as of a moment
     ) -> None: # raises InputError for the first whose time is unclear, warns of rows that are seen before those they refer to
         "Refuse to guess a table's time: the wrong one leaks, and so does none [contract: time]"
-        for t in (t for t in tables if t in self.unclear):
+        early = [(t, chain) for t in tables if t not in self.unclear for chain in self.schema.early(t, self.unclear)]
+        for t in (t for t in (*tables, *(chain[-1].parent for _, chain in early)) if t in self.unclear):
             first, which = self.unclear[t][0], 'which one' if len(self.unclear[t]) > 1 else 'whether that'
             raise InputError(f"{_dated(t, self.unclear[t])}, and nothing says {which} is its time: name it, Database.open(..., time_col={{{t!r}: {first!r}}}) or --times {t}.{first}, or say that its rows are visible at all times, time_col={{{t!r}: None}} or --times {t}.")
-        for f in (f for t in tables for f in _early(self.schema, t)):
-            lent = _lent(f, self.schema[f.parent].time_col)
-            warnings.warn(f"Table {f.child!r} has no time, so its rows are seen before the rows of {f.parent!r} that they refer to: give it theirs, time_col={{{f.child!r}: {lent!r}}} or --times {f.child}.{lent}.", stacklevel=3)
+        for t, chain in early:
+            told = self.schema.lent(chain)
+            warnings.warn(f"Table {t!r} has no time, so its rows are seen before the rows of {chain[-1].parent!r} that they refer to: if that is not meant, give it theirs, time_col={told} or --times {','.join(f'{c}.{time}' for c, time in told.items())}.", stacklevel=3)
 
 # %% ../nbs/02_database.ipynb #976aeb54
-def _early(schema, table):
-    "Foreign keys to rows that have a time, of a table that has none"
-    return [f for f in schema.fkeys_of(table) if schema[table].time_col is None and schema[f.parent].time_col is not None]
-
-def _lent(f, time_col): return f"{','.join(f.columns)}/{time_col}"
-
 def _dated(table, columns): return f"Table {table!r} has {'several columns' if len(columns) > 1 else 'a column'} of dates ({', '.join(columns)})"
 
-def _dates(db, table): return [c.name for c in db.schema[table].columns if c.kind == 'datetime' or c.kind != 'key' and looks_like_times(db.table_dict[table][c.name])]
+def _days(db, table): return [c.name for c in db.schema[table].columns if c.kind == 'datetime' or c.kind != 'key' and looks_like_times(db.table_dict[table][c.name])]
 
 def _noted(db, unclear):
     "The database, which remembers the tables whose time nobody named, and says so"
     db.unclear = {t: tuple(c) for t, c in unclear.items() if c}
-    for t, c in db.unclear.items(): warnings.warn(f"{_dated(t, c)}, so its rows are visible at all times: name one in time_col, or None if that is meant.", stacklevel=3)
+    for t, c in db.unclear.items(): warnings.warn(f"{_dated(t, c)}, so its rows are visible at all times: name one in time_col, or None if that is meant.", stacklevel=4)
     return db
 
 # %% ../nbs/02_database.ipynb #0c513004
@@ -96,12 +91,22 @@ def _lend_times(frames, references, time_col):
     "Add the time that a table was told to have from its parent, as 'key/time', for a column of that name"
     for _ in time_col:                                                      # a parent's own may be lent, too
         for child, columns, parent, to in references:
-            told, key, columns = time_col.get(child), ','.join(as_names(columns)) + '/', list(as_names(columns))
-            if not told or not told.startswith(key) or {child, parent} - {*frames} or told in frames[child] or {*columns} - {*frames[child]}: continue
+            told, key, columns, to = time_col.get(child), ','.join(as_names(columns)) + '/', list(as_names(columns)), as_names(to)
+            if not told or not told.startswith(key) or child == parent or {child, parent} - {*frames} or told in frames[child] or {*columns} - {*frames[child]}: continue
             theirs = told.removeprefix(key)
-            if theirs not in frames[parent]: continue
-            rows = KeyIndex(frames[parent], as_names(to), parent).find(frames[child][columns], f'Foreign key {child}.{key[:-1]} -> {parent}')
+            if {theirs, *to} - {*frames[parent]} or len(to) != len(columns): continue
+            rows = KeyIndex(frames[parent], to, parent).find(frames[child][columns], f'Foreign key {child}.{key[:-1]} -> {parent}')
             frames[child] = frames[child].assign(**{told: as_times(frames[parent][theirs], f'{parent}.{theirs}').reset_index(drop=True).reindex(rows).array})
+
+def _settled(cls, frames, pkeys, fkeys, time_col, kinds, dates):
+    "A database of frames, whose dates are parsed and whose tables have the time that was told, or else the only one that they may have"
+    dates = {t: {c: d for c, d in cs.items() if kinds.get(t, {}).get(c, 'datetime') == 'datetime'} for t, cs in dates.items()}
+    times, unclear = settle_times(frames, dates, time_col, pkeys, fkeys, as_times)
+    _lend_times(frames, list(_references(pkeys, fkeys)), time_col)
+    for t, c in ((t, c) for t, c in time_col.items() if '/' in (c or '') and t in frames and c not in frames[t]):
+        _schema(frames, pkeys, fkeys, dict.fromkeys(time_col), {})              # if a table or key is wrong, that is the reason
+        raise InputError(f"There is no column {c!r} in table {t!r}, and no foreign key of it leads to such a time: it has {', '.join(frames[t])}, and foreign keys are told in fkey_col_to_pkey_table.")
+    return _noted(cls(frames, _schema(frames, pkeys, fkeys, times | time_col, kinds)), unclear)
 
 @patch(cls_method=True)
 def from_frames(
@@ -109,7 +114,7 @@ def from_frames(
     table_dict: dict, # {table: frame}
     pkey_col: dict|None = None, # {table: column or tuple of columns}; tables without primary key are left out
     fkey_col_to_pkey_table: dict|None = None, # {table: {column or tuple of columns: parent or [parent, columns]}}
-    time_col: dict|None = None, # {table: column, 'key/column' for a time of the parent's, or None for no time}; None leaves tables with dates unclear
+    time_col: dict|None = None, # {table: column, 'key/column' for a time of the parent's, or None for no time}; a table not named gets its only column of dates
     kinds: dict|None = None # {table: {column: kind}}, for columns whose dtype misleads
 ) -> Database: # with kinds inferred where they are not given
     "A database from frames and keys, in RelBench's words [contract: interface]"
@@ -117,11 +122,10 @@ def from_frames(
     for n, f in ((n, as_frame(f)) for n, f in table_dict.items()):
         if not isinstance(f, pd.DataFrame): raise InputError(f"Table {str(n)!r} is of type {type(f).__name__}: give a pandas DataFrame.")
         if str(n) in frames: raise InputError(f"There are two tables named {str(n)!r}: rename one of them.")
-        frames[str(n)] = f.rename(columns=str)
+        frames[str(n)] = f = f.rename(columns=str)
+        if not f.columns.is_unique: raise InputError(f"Table {str(n)!r} has two columns named {f.columns[f.columns.duplicated()][0]!r}: rename one of them.")
     told = _told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds)
-    _lend_times(frames, list(_references(told['pkey_col'], told['fkey_col_to_pkey_table'])), told['time_col'])
-    db = cls(frames, _schema(frames, *told.values()))
-    return _noted(db, {} if time_col is not None else {t: _dates(db, t) for t in frames})
+    return _settled(cls, frames, *told.values(), {t: dates_of(f) for t, f in frames.items()})
 
 # %% ../nbs/02_database.ipynb #69391844
 @patch
@@ -172,9 +176,9 @@ def integrity(
     for t in self.schema.tables:
         if t.pkey: add(t.name, t.pkey, 'null key', self.table_dict[t.name][list(t.pkey)].isna().any(axis=1).to_numpy(), 'have no key')
         if t.time_col: add(t.name, (t.time_col,), 'null time', np.isnat(self.times(t.name)), 'have no time, so no cutoff lets them be seen')
-        dates = [] if t.time_col else _dates(self, t.name)
+        dates = [] if t.time_col else _days(self, t.name)
         if dates: add(t.name, dates, 'no time', np.ones(self.n_rows(t.name), bool), 'are visible at all times, because no time column is named')
-        for f in _early(self.schema, t.name): add(t.name, f.columns, 'early', self.table_dict[t.name][list(f.columns)].notna().all(axis=1).to_numpy(), f'are visible at all times, and the rows of {f.parent} that they refer to are not: name {_lent(f, self.schema[f.parent].time_col)!r} as their time')
+        for f, *rest in self.schema.early(t.name): add(t.name, f.columns, 'early', self.table_dict[t.name][list(f.columns)].notna().all(axis=1).to_numpy(), f'are visible at all times, and the rows of {(f, *rest)[-1].parent} that they refer to are not: say time_col={self.schema.lent((f, *rest))}')
     for table, columns in dict.fromkeys([(t.name, t.pkey) for t in self.schema.tables if t.pkey] + [(f.parent, f.parent_columns) for f in self.schema.fkeys]):
         add(table, columns, 'duplicate key', np.isin(np.arange(self.n_rows(table)), self._index(table, columns).repeats), 'repeat the key of an earlier row')
     for f in self.schema.fkeys: self._check_fkey(f, add)
@@ -244,10 +248,11 @@ def from_folder(
     columns = lambda t, c: tuple(c.split(',')) if isinstance(c, str) and c not in frames[t] else c
     told = lambda k: {t: s[k] for t, s in spec.items() if s.get(k)}
     pkeys, fkeys = {t: columns(t, c) for t, c in told('pk').items()}, {t: {columns(t, c): to for c, to in fk.items()} for t, fk in told('fk').items()}
-    said = _told(**keys)
-    said |= {k: {**s, **said.get(k, {})} for k, s in dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col=told('time'), kinds=told('kinds')).items()}
-    db, silent = cls.from_frames(frames, **said), not any(s.get('time') for s in spec.values())
-    return _noted(db, {t: s.get('unclear') or silent and _dates(db, t) or () for t, s in spec.items() if 'time' not in s and t not in said['time_col']})
+    said, silent = _told(**keys), not any(s.get('time') for s in spec.values())
+    open = {t for t, s in spec.items() if 'time' not in s and t not in said.get('time_col', {})}
+    said |= {k: {**s, **said.get(k, {})} for k, s in dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col={t: s.get('time') or None for t, s in spec.items()}, kinds=told('kinds')).items()}
+    db = cls.from_frames(frames, **said)
+    return _noted(db, {t: spec[t].get('unclear') or silent and _days(db, t) or () for t in spec if t in open})
 
 @patch
 def to_folder(
@@ -277,18 +282,14 @@ def from_sql(
     tables: list|None = None, # which tables or views to read; None reads all tables
     pkey_col: dict|None = None, # as in `from_frames`, on top of what the catalogue says
     fkey_col_to_pkey_table: dict|None = None, # likewise
-    time_col: dict|None = None, # {table: column, or None for no time}; a table not named gets its only column of dates
-    kinds: dict|None = None, # as in `from_frames`
+    time_col: dict|None = None, # likewise
+    kinds: dict|None = None, # likewise
     limit: int|None = None # rows of each table, at most; None reads all
 ) -> Database: # a copy in memory; the source is only read
     "A database from SQL, with keys from its catalogue [beyond the paper]"
     frames, pkeys, links, dates = read_sql(source, tables, limit)
     pkey_col, told, named, kinds = _told(pkey_col=pkey_col, fkey_col_to_pkey_table=fkey_col_to_pkey_table, time_col=time_col, kinds=kinds).values()
-    pkeys |= pkey_col
-    fkeys = {t: {**links.get(t, {}), **told.get(t, {})} for t in {**links, **told}}
-    dates = {t: {c: d for c, d in cs.items() if kinds.get(t, {}).get(c, 'datetime') == 'datetime'} for t, cs in dates.items()}
-    times, unclear = settle_times(frames, dates, named, pkeys, fkeys, as_times)
-    return _noted(cls.from_frames(frames, pkeys, fkeys, {**times, **named}, kinds), unclear)
+    return _settled(cls, frames, pkeys | pkey_col, {t: {**links.get(t, {}), **told.get(t, {})} for t in {**links, **told}}, named, kinds, dates)
 
 # %% ../nbs/02_database.ipynb #ad2da015
 @patch(cls_method=True)
@@ -298,7 +299,7 @@ def from_relbench(
     **keys # `pkey_col`, `fkey_col_to_pkey_table`, `time_col`, `kinds` as in `from_frames`: a table named there is as told there
 ) -> Database: # shares no frame with it
     "A database from RelBench's own [contract: interface]"
-    told = {k: {n: getattr(t, k) for n, t in db.table_dict.items() if getattr(t, k)} for k in ('pkey_col', 'fkey_col_to_pkey_table', 'time_col')}
+    told = {k: {n: getattr(t, k) for n, t in db.table_dict.items() if getattr(t, k) or k == 'time_col'} for k in ('pkey_col', 'fkey_col_to_pkey_table', 'time_col')}
     return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
 
 @patch(cls_method=True)
@@ -308,9 +309,10 @@ def from_entityset(
     **keys # as for `from_relbench`
 ) -> Database: # shares no frame with it
     "A database from featuretools' own [beyond the paper]"
-    told = dict(pkey_col={f.ww.name: f.ww.index for f in es.dataframes}, time_col={f.ww.name: f.ww.time_index for f in es.dataframes}, fkey_col_to_pkey_table={})
+    if late := [f.ww.name for f in es.dataframes if f.ww.metadata.get('secondary_time_index')]: raise InputError(f"Table {late[0]!r} has a secondary time index, and here a row has one time: put the columns that are known later into a table of their own, whose rows refer to it.")
+    told = dict(pkey_col={f.ww.name: f.ww.index for f in es.dataframes}, time_col={f.ww.name: f.ww.time_index for f in es.dataframes if f.ww.time_index}, fkey_col_to_pkey_table={})
     for r in es.relationships: told['fkey_col_to_pkey_table'].setdefault(r.child_name, {}).setdefault(r._child_column_name, []).append([r.parent_name, r._parent_column_name])
-    return cls.from_frames({f.ww.name: pd.DataFrame(f) for f in es.dataframes}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
+    return cls.from_frames({f.ww.name: pd.DataFrame(f).drop(columns='_ft_last_time', errors='ignore') for f in es.dataframes}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
 
 @patch
 def to_relbench(

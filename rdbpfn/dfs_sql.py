@@ -13,7 +13,7 @@ from .core import InputError
 from .schema import Schema
 from .database import Database
 from .aggregates import agg_parts
-from .store import Store, alike, asking, comparable, nanoseconds, open_store
+from .store import Store, _lend_times, alike, asking, comparable, nanoseconds, open_store
 from .dfs import DAY_NS, Plan, check_cutoffs, check_rows
 
 # %% ../nbs/12b_dfs_sql.ipynb #b44ef435
@@ -153,13 +153,14 @@ def sql(
     if dialect not in DIALECTS: raise InputError(f"Features cannot be written in the dialect {dialect!r}: choose from {', '.join(DIALECTS)}.")
     if dialect == 'pyspark' and ibis.options.pyspark is None: ibis.options.pyspark = _Spark()
     types = dict(key='int64', number='float64', category='string', boolean='boolean', datetime='timestamp', text='string')
-    tables = {t.name: ibis.table({c.name: types[c.kind] for c in t.columns}, name=t.name) for t in self.schema.tables}
+    tables = {t.name: ibis.table({c.name: types[c.kind] for c in t.columns if c.name != t.time_col or not self.schema.lenders(t.name)}, name=t.name) for t in self.schema.tables}
     keys = self.schema[self.entity_table].pkey
     if not keys: raise InputError(f'Table {self.entity_table!r} has no primary key, so a query cannot name its rows: give it one.')
     taken = {t.name.lower() for t in self.schema.tables}
     name = next(n for i in range(len(taken) + 1) if (n := 'rows' + '_'*i) not in taken)
     rows = ibis.table(dict(pid='int64', cut='int64', **{f'key{i}': 'int64' for i in range(len(keys))}), name=name)
     store = Store(None, tables, {t.name: t.pkey for t in self.schema.tables}, dialect)
+    _lend_times(store, self.schema)
     (_, query), = _queries(self.select([feature]), store, rows, keys, timed)
     return str(ibis.to_sql(query.rename({feature: 'f0'}), dialect=dialect))
 

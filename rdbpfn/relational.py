@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from .core import InputError, as_frame, whole
 from .schema import Schema
 from .sql import _file
-from .in_place import open_database
+from .in_place import Database, InPlace, open_database
 from .dfs import Plan, plan_features
 from .ensemble import draw_contexts
 from .history import history_table, with_history
@@ -100,6 +100,7 @@ def as_known(
 ) -> dict: # time_col, kinds: what `open_database` is told of the tables that are read
     "Times and kinds of columns as they were when the context was read, for a source that does not say [contract: bad input]"
     read, tables = {(f.table, f.column) for f in plan}, [t for t in tables_of(plan) if not (past and t == history_table(plan.entity_table))]
+    for t in tables: tables += [f.parent for f, _ in plan.schema.lenders(t) if f.parent not in tables]
     return dict(time_col={t: plan.schema[t].time_col for t in tables}, kinds={t: {c.name: c.kind for c in plan.schema[t].columns if (t, c.name) in read} for t in tables})
 
 @patch
@@ -110,8 +111,8 @@ def _recall(self: Relational, db):
 @patch
 def _reopen(self: Relational, database):
     "A database, with times, kinds and the keys of frames as they were when the context was read, where its source does not say"
-    known = as_known(self.plan_, self.past_ is not None) if isinstance(database, (str, os.PathLike, dict)) else {}
-    return open_database(database, **known, **self.plan_.schema.keys_among(database) if isinstance(database, dict) else {})
+    known = {} if isinstance(database, (Database, InPlace)) else as_known(self.plan_, self.past_ is not None)
+    return open_database(database, **known, **self.plan_.schema.keys_among([*map(str, database)]) if isinstance(database, dict) else {})
 
 @patch
 def _plan(self: Relational, db, cutoffs):
@@ -253,7 +254,7 @@ def check_same(
 @patch
 def on(
     self: Relational,
-    database # what `open_database` takes; with at least the tables and columns that the features need
+    database # what `open_database` takes; with at least the tables and columns that the features, and the times of their tables, need
 ) -> Relational: # a copy with the same context
     "The fitted estimator on another state of the database [contract: bad input]"
     check_is_fitted(self, 'plan_')
@@ -341,8 +342,7 @@ def load(
     plan, aggs, frozen = saved_plan(r), {k: tuple(v) for k, v in r['aggs'].items()}, r['frozen_at']
     self = cls(database=r['database'] if database is None else database, features=aggs, regime=frozen or 'seed', device=device, **params)
     self.aggs_, self.frozen_at_, self.entity_col_, self.target_, self.n_context_ = aggs, frozen and np.datetime64(frozen, 'ns'), params['entity_col'], params['target'], r['n_read']
-    self.past_ = unpack_frame(parts, 'past.parquet') if self.label_delay is not None else None
-    self.plan_ = plan
+    self.past_, self.plan_ = unpack_frame(parts, 'past.parquet') if self.label_delay is not None else None, plan
     if plan.names != r['features']: raise InputError(f"'{path}' was written when features were planned otherwise (rdbpfn {about['version']}): fit again.")
     self.classifier_ = self._flat.from_parts(about['estimator'], parts, device)
     self.model = self.classifier_.model

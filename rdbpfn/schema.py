@@ -172,6 +172,51 @@ def keys_among(
     for f in (f for f in self.fkeys if {f.child, f.parent} <= {*tables}): fkeys.setdefault(f.child, {}).setdefault(f.columns, []).append([f.parent, f.parent_columns])
     return dict(pkey_col={t.name: t.pkey for t in self.tables if t.pkey and t.name in tables}, fkey_col_to_pkey_table=fkeys)
 
+# %% ../nbs/01_schema.ipynb #ca6df373
+@patch
+def lenders(
+    self: Schema,
+    table: str # its name
+) -> list: # of (`ForeignKey`, the time of its parent)
+    "Where a table has its time from, if it is called 'key/time' [contract: time]"
+    told = self[table].time_col or ''
+    return [(f, told[len(key):]) for f in self.fkeys_of(table) if told.startswith(key := ','.join(f.columns) + '/') and f.parent != table]
+
+@patch
+def copies_of(
+    self: Schema,
+    columns: set # of (table, column)
+) -> set: # of (table, time)
+    "The times that are copies of columns [contract: time]"
+    found = set()
+    for _ in self.tables: found |= {(t.name, t.time_col) for t in self.tables for f, theirs in self.lenders(t.name) if (f.parent, theirs) in columns | found}
+    return found
+
+# %% ../nbs/01_schema.ipynb #2176ace3
+@patch
+def early(
+    self: Schema,
+    table: str, # its name
+    unclear=() # tables that should have a time
+) -> list: # of chains, tuples of `ForeignKey`; none for a table that has a time
+    "The ways from a table without a time to those that its rows are seen before [contract: time]"
+    found, walks = [], [(f,) for f in self.fkeys_of(table)] if self[table].time_col is None else []
+    for walk in walks:                                                      # grows
+        end = walk[-1].parent
+        if self[end].time_col is not None or end in unclear: found.append(walk)
+        elif end not in {f.child for f in walk}: walks += [(*walk, f) for f in self.fkeys_of(end)]
+    return found
+
+@patch
+def lent(
+    self: Schema,
+    chain: tuple # of `ForeignKey`, to a table with a time
+) -> dict: # {table: time}, in the order of the chain
+    "What `time_col` has to say for the tables along a chain to have the time at its end [contract: time]"
+    told, time = {}, self[chain[-1].parent].time_col
+    for f in reversed(chain): time = told[f.child] = f"{','.join(f.columns)}/{time}"
+    return dict(reversed(told.items()))
+
 # %% ../nbs/01_schema.ipynb #1668928c
 @patch
 def to_mermaid(

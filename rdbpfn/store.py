@@ -34,7 +34,7 @@ _convert_to, _convert_from, _encode = _known('convert_to', bytes, True), _known(
 
 # %% ../nbs/11d_store.ipynb #7bc02e30
 _YEARS = pd.Timestamp.min.ceil('s').value//1000, pd.Timestamp.max.floor('s').value//1000       # microseconds
-ISO_TIME = '^[0-9]{4,6}[-/][0-9]{1,2}[-/][0-9]{1,2}([ T][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)? ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?$'
+ISO_TIME = '^([0-9]{4,6}[-/][0-9]{1,2}[-/][0-9]{1,2}|[0-9]{8})([ T][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)? ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?$'
 ZONED = ':[0-9]{2}.*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$'                                             # as in notebook 01
 
 def _microseconds(x, dialect):
@@ -118,7 +118,8 @@ def _sqlite_text(x):
 
 def _sqlite_number(x):
     "The number that a value of any type is or is written as"
-    return float(x) if isinstance(x, (int, float)) or isinstance(x, str) and re.match(NUMERAL, x) else None
+    if not (isinstance(x, (int, float)) or isinstance(x, str) and re.fullmatch(NUMERAL, x)): return None
+    return x if np.isfinite(x := float(x)) else None
 
 def _connect(source):
     "A connection to a file, folder or URL, read only where the database knows how"
@@ -187,20 +188,24 @@ def _check_times(store, table, column):
     if not text.type().is_string(): return
     text = text.nullif('')
     sort = _rdbpfn_sort(text) if store.dialect == 'sqlite' else ibis.cases((~text.re_search(ISO_TIME), 2), (text.re_search(ZONED), 1), else_=0)
-    kinds = store.tables[table].select(text=text, sort=sort).drop_null('text').group_by('sort').aggregate(n=lambda t: t.count(), example=lambda t: t.text.min())
+    kinds = store.tables[table].select(text=text, sort=sort).drop_null('text').group_by('sort').aggregate(n=lambda t: t.count(), example=lambda t: t.text.min(), plain=lambda t: t.text.re_search('^[0-9]{8}').sum() if store.dialect != 'sqlite' else ibis.literal(0))
     found = {r['sort']: r for r in store.con.to_pyarrow(kinds).to_pylist()}
     if 2 in found: raise InputError(f"Column {where} should hold times, but {found[2]['n']} values are none in ISO 8601 (such as {found[2]['example']!r}): correct them, or cast them in a view.")
     if len(found) == 2: raise InputError(f"Column {where} has a time zone on {found[1]['n']} of its {found[0]['n'] + found[1]['n']} times: give all of them one, or none.")
+    if any(r['plain'] for r in found.values()): store.tables[table] = store.tables[table].mutate(**{column: _hyphened(x)})      # 20240131
 
 # %% ../nbs/11d_store.ipynb #ee71e7ed
+def _hyphened(x): return ibis.ifelse(x.re_search('^[0-9]{8}'), x.substr(0, 4) + '-' + x.substr(4, 2) + '-' + x.substr(6), x)
+
 def _check_number(store, table, column):
     "Where text is said to hold numbers, what is a number becomes one and the rest is missing, if it is no more than one value in ten"
     x, sqlite = store.tables[table][column], store.dialect == 'sqlite'
-    if not (text := x.type().is_string()) and not sqlite: return
+    if not (text := x.type().is_string() or x.type().is_binary()) and not sqlite: return
     number = comparable(x, 'number', store.dialect) if not text else _rdbpfn_number(x) if sqlite else ibis.ifelse(x.re_search(NUMERAL), _trim(x), None).cast('float64')
-    value = _trim(x).nullif('')
+    if text and not sqlite: number = ibis.ifelse(number.isinf(), None, number)
+    value = _trim(_rdbpfn_text(x) if sqlite else x).nullif('')
     found = store.con.to_pyarrow(store.tables[table].aggregate(given=value.count(), numbers=number.count(), odd=value.min(where=number.isnull()))).to_pylist()[0]
-    if found['numbers'] < .9*found['given']: raise InputError(f"Column {table}.{column} is said to hold numbers but does not (such as {found['odd']!r}): correct them, or cast them in a view.")
+    if found['numbers'] < .9*found['given']: raise InputError(f"Column {table}.{column} is said to hold numbers but does not (such as {found['odd']!r}): say what it holds, as in kinds={{{table!r}: {{{column!r}: 'text'}}}} or --kinds {table}.{column}=text, or correct it in a view.")
     if text: store.tables[table] = store.tables[table].mutate(**{column: number})
 
 def _check_category(store, table, column):
@@ -262,22 +267,21 @@ def _uploaded(db, plan, names, fkeys, before):
     return _cut(Store(con, {t: ibis.memtable(_arrow(db, t)) for t in names}, dict.fromkeys(names, ('#row',)), con.name), plan.schema, before)
 
 # %% ../nbs/11d_store.ipynb #7fb41880
-def _lenders(schema, table):
-    "Foreign keys by which a table may have the time of its parent, as 'key/time' (02), and that time"
-    told = schema[table].time_col or ''
-    return [(f, told[len(key):]) for f in schema.fkeys_of(table) if told.startswith(key := ','.join(f.columns) + '/') and f.parent != table]
+def _joined(x):
+    "A key column as it is compared: a float that is none equals nothing, as in memory"
+    return ibis.ifelse(x.isnan(), None, x) if x.type().is_floating() else x
 
-def _lend_times(store, schema, table):
-    "Join the time that a table has from its parent, unless it has a column of that name"
-    for f, theirs in _lenders(schema, table):
-        told = schema[table].time_col
-        if told in store.tables[table].columns: return
-        _lend_times(store, schema, f.parent)
-        if theirs not in store.tables[f.parent].columns: continue
-        _check_fkey(store, f)
-        x, parent = store.tables[table], store.tables[f.parent]
-        its = parent.select(**{f'#{c}': parent[p] for c, p in zip(f.columns, f.parent_columns)}, **{told: parent[theirs]})
-        store.tables[table] = x.left_join(its, [x[c] == its[f'#{c}'] for c in f.columns]).select(*x.columns, told)
+def _lend_times(store, schema):
+    "Join the times that tables have from their parents (02), where they have no column of that name"
+    for _ in store.tables:                                                  # a parent's own may be lent, too
+        for t in schema.names:
+            for f, theirs in schema.lenders(t) if t in store.tables else ():
+                told = schema[t].time_col
+                if f.parent not in store.tables or told in store.tables[t].columns or theirs not in store.tables[f.parent].columns: continue
+                if store.con is not None: _check_fkey(store, f)
+                x, parent = store.tables[t], store.tables[f.parent]
+                its = parent.select(**{f'#{c}': _joined(parent[p]) for c, p in zip(f.columns, f.parent_columns)}, **{told: parent[theirs]})
+                store.tables[t] = x.left_join(its, [_joined(x[c]) == its[f'#{c}'] for c in f.columns]).select(*x.columns, told)
 
 # %% ../nbs/11d_store.ipynb #09c3d3c2
 def open_store(
@@ -297,13 +301,13 @@ def _in_place(source, plan, names, fkeys, before):
     folder = Path(source)/'db' if con is not source and Path(source).is_dir() else None
     found = [p.stem for p in folder.glob('*.parquet')] if folder else con.list_tables()
     names = [*names]
-    for t in names: names += [f.parent for f, _ in _lenders(plan.schema, t) if f.parent not in names]
+    for t in names: names += [f.parent for f, _ in plan.schema.lenders(t) if f.parent not in names]
     for t in names:
         if t not in found: raise no_such('table', t, 'the database', found)
     tables = {t: con.read_parquet(folder/f'{t}.parquet') if folder else con.table(t) for t in names}
     store = Store(con, tables, {t: plan.schema[t].pkey for t in names}, con.name)
     _compare_bytes(store)
-    for t in names: _lend_times(store, plan.schema, t)
+    _lend_times(store, plan.schema)
     times = {(t, plan.schema[t].time_col) for t in names if plan.schema[t].time_col}
     for t, c in sorted({(f.table, f.column) for f in plan if f.column is not None} | times):
         if c not in store.tables[t].columns: raise no_such('column', c, f'table {t!r}', store.tables[t].columns)

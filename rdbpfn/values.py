@@ -32,7 +32,7 @@ def infer_kind(
     values = s.dropna().astype(object).map(str)
     if values.nunique() <= max(20, len(values)/2): return 'category'
     values = values[values.str.strip() != '']
-    numerals = values[values.str.match(NUMERAL)]
+    numerals = values[values.str.fullmatch(NUMERAL)]
     return 'number' if len(numerals) >= .9*len(values) and not numerals.str.match(r'\s*[+-]?0\d').any() else 'text'
 
 # %% ../nbs/01c_values.ipynb #a9c05dba
@@ -50,7 +50,7 @@ def as_times(
         zoned = text.str.contains(r':\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$')
         if zoned.any() and not zoned.all(): raise InputError(f"Column {where} has a time zone on {zoned.sum()} of its {len(text)} times: give all of them one, or none.")
         times = pd.to_datetime(s.astype(object), format='ISO8601', errors='coerce', utc=True)
-        lost = text[times[s.notna()].isna().to_numpy() | ~text.str.match(r'\s*\d').to_numpy()]
+        lost = text[times[s.notna()].isna().to_numpy() | ~text.str.match(r'\s*\d+(?!\d|\.\d+\.)').to_numpy()]
         lost = lost[~lost.str.match(FAR_DATE)]
         if len(lost): raise InputError(f"Column {where} should hold times, but {len(lost)} values are none in ISO 8601 (such as {lost.iloc[0]!r}): write them as 2024-03-31, or convert the column with pd.to_datetime.")
         s = times
@@ -79,11 +79,13 @@ def as_stored(
         if types.infer_dtype(s, skipna=True).startswith('timedelta'): return pd.to_timedelta(s).dt.total_seconds()
         if types.is_integer_dtype(s.dtype) and s.notna().all(): return s.astype('uint64' if types.is_unsigned_integer_dtype(s.dtype) else 'int64')
         if types.is_numeric_dtype(s.dtype): return s.where(s.notna(), np.nan).astype('float64')
-        numbers = pd.to_numeric(s.astype(object).where(s.notna() & s.map(types.is_scalar), np.nan), errors='coerce').astype('float64')
-        given = s.notna() & ~s.isin([''])
-        odd = s[given & ~np.isfinite(numbers)]
+        s = s.astype(object)
+        text = s.map(lambda v: isinstance(v, str))
+        given = s.notna() & ~s.where(text, '.').str.isspace() & ~s.isin([''])
+        numbers = pd.to_numeric(s.where(given & s.map(types.is_scalar) & (~text | s.where(text, '').str.fullmatch(NUMERAL)), np.nan), errors='coerce').astype('float64')
+        odd = s[given & numbers.isna()]
         if len(odd) > given.sum()/10: raise InputError(f"Column {where} is said to hold numbers but does not (such as {odd.tolist()[0]!r}): give it kind 'category' or 'text'.")
-        return numbers.where(np.isfinite(numbers))
+        return numbers.where(~text | np.isfinite(numbers))
     return s
 
 # %% ../nbs/01c_values.ipynb #574ea30c

@@ -257,7 +257,7 @@ def test_rows_that_are_seen_before_what_they_refer_to_are_told_of(visits, shop, 
     con.close()
     asked, n = """select id, '2024-02-01' as "when" from customers""", lambda out: read(out)['COUNT(tests)'].unique().tolist()
     code, err, _ = run('features', *options(shop, db=path, query=asked, context=None, target=None, time='when', out=tmp_path/'a.csv'))
-    assert code == 0 and n(tmp_path/'a.csv') == [2.] and err == ["note: Table 'tests' has no time, so its rows are seen before the rows of 'visits' that they refer to: give it theirs, time_col={'tests': 'visit/day'} or --times tests.visit/day."], err
+    assert code == 0 and n(tmp_path/'a.csv') == [2.] and err == ["note: Table 'tests' has no time, so its rows are seen before the rows of 'visits' that they refer to: if that is not meant, give it theirs, time_col={'tests': 'visit/day'} or --times tests.visit/day."], err
     for where in ((), ('--in-place',)):
         code, err, said = run('features', *options(shop, db=path, query=asked, context=None, target=None, time='when', times='tests.visit/day', out=tmp_path/'b.csv'), *where)
         assert code == 0 and not err and n(tmp_path/'b.csv') == [1.] and said.splitlines()[-1] == 'always visible: customers', err

@@ -1,5 +1,6 @@
 """The database against brute force, its faults, and the real folders where they are at hand"""
-import datetime as dt, decimal, json, pickle, random, sqlite3, sys, time, types, uuid, warnings
+import datetime as dt, decimal, json, pickle, random, re, sqlite3, sys, time, types, uuid, warnings
+from decimal import Decimal
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from rdbpfn.core import InputError, atomic_path
@@ -517,16 +518,26 @@ def test_explicit_sources_are_never_unclear(sqlite, relbench):
     frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        for told in ({}, {'o': None}, {'o': 'a'}):
+        for told in ({'o': None}, {'o': 'a'}):
             for db in (Database.open(frames, time_col=told), Database.open(frames, pkey_col={'o': 'id'}, time_col=told).to_relbench()): assert Database.open(db).unclear == {}
 
-def test_frames_of_which_no_time_is_told_are_unclear():
-    frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])), p=pd.DataFrame(dict(id=[1], c=['x'])))
-    with pytest.warns(UserWarning, match=r"'o' has several columns of dates \(a, b\)"): db = Database.open(frames, pkey_col={'o': 'id'})
-    assert db.unclear == db.upto('2025-01-01').unclear == {'o': ('a', 'b')}
-    db.check_times(['p'])
+def test_frames_of_which_no_time_is_told_have_one_or_are_unclear():
+    frames = dict(o=pd.DataFrame(dict(id=[1], a=pd.to_datetime(['2024-01-01']), b=['2024-01-01'])), p=pd.DataFrame(dict(id=[1], c=['x'])), q=pd.DataFrame(dict(d=['2024-01-01', None])))
+    for told in (None, {}, {'p': None}):
+        with pytest.warns(UserWarning, match=r"'o' has several columns of dates \(a, b\)"): db = Database.open(frames, pkey_col={'o': 'id'}, time_col=told)
+        assert db.unclear == db.upto('2025-01-01').unclear == {'o': ('a', 'b')} and db.schema['q'].time_col == 'd'
+    db.check_times(['p', 'q'])
+    assert frames['q'].d.tolist() == ['2024-01-01', None], 'the frames are as they were'
     with pytest.raises(InputError, match=r"nothing says which one is its time: name it, Database.open\(..., time_col={'o': 'a'}\)"): db.check_times(['o'])
-    assert [tuple(r)[:4] for r in db.integrity().values] == [('o', 'a, b', 'no time', 1)]
+    assert [tuple(r)[:4] for r in db.integrity().values] == [('o', 'a, b', 'no time', 1), ('q', 'd', 'null time', 1)]
+
+def test_a_date_in_a_key_is_a_time_if_there_is_no_other():
+    visits = pd.DataFrame(dict(cust=[1, 1], day=pd.to_datetime(['2024-01-01', '2025-01-01']), x=[1., 2.]))
+    frames, keys = dict(visits=visits, cust=pd.DataFrame(dict(cust=[1]))), dict(pkey_col=dict(visits=('cust', 'day'), cust='cust'), fkey_col_to_pkey_table=dict(visits={'cust': 'cust'}))
+    for day in (visits.day, visits.day.astype(str)): assert Database.open({**frames, 'visits': visits.assign(day=visits.day)}, **keys).schema['visits'].time_col == 'day'
+    calendar = Database.open(dict(visits=visits, cal=pd.DataFrame(dict(day=visits.day))), pkey_col=dict(cal='day'), fkey_col_to_pkey_table=dict(visits={'day': 'cal'}))
+    assert [t.time_col for t in calendar.schema.tables] == ['day', 'day']
+    with pytest.warns(UserWarning, match="'visits' has a column of dates"): Database.open({**frames, 'visits': visits.assign(day=visits.day.dt.strftime('%d.%m.%Y'))}, pkey_col=dict(cust='cust'))
 
 LENT = dict(orders=pd.DataFrame(dict(oid=[1, 2, 3], placed=['2024-01-01', '2024-03-01', None])), items=pd.DataFrame(dict(iid=[1, 2, 3, 4, 5], oid=[1, 2, 3, None, 9])), notes=pd.DataFrame(dict(item=[1, 2, 2])))
 LINKS = dict(pkey_col=dict(orders='oid', items='iid'), fkey_col_to_pkey_table=dict(items={'oid': 'orders'}, notes={'item': 'items'}))
@@ -540,15 +551,24 @@ def test_a_time_may_be_lent_by_the_parent(tmp_path):
         warnings.simplefilter('error')
         db.check_times(db.schema.names)
         assert Database.open(db.to_folder(tmp_path)).schema == db.schema
-    with pytest.raises(InputError, match="no column 'oid/plced' in table 'items'"): Database.open(LENT, **LINKS, time_col=dict(items='oid/plced'))
+    for told, words in ((dict(items='oid/plced'), "no column 'oid/plced' in table 'items', and no foreign key of it leads to such a time"), (dict(items='odi/placed'), "no column 'odi/placed'"), (dict(orders='oid/placed'), "no column 'oid/placed' in table 'orders'")):
+        with pytest.raises(InputError, match=words): Database.open(LENT, **LINKS, time_col=told)
+    for keys, words in ((dict(orders='odi', items='iid'), "did you mean 'oid'"), (dict(items='iid'), 'which has no primary key|name its parent'), (dict(orders=('oid', 'placed'), items='iid'), 'on both sides')):
+        with pytest.raises(InputError, match=words): Database.open(LENT, **LINKS | dict(pkey_col=keys), time_col=dict(orders='placed', items='oid/placed'))
+    with pytest.raises(InputError, match="two columns named 'placed'"): Database.open({**LENT, 'orders': pd.concat([LENT['orders'], LENT['orders'][['placed']]], axis=1)}, **LINKS, time_col=dict(orders='placed', items='oid/placed'))
     with pytest.raises(InputError, match='orders.oid is not unique'): Database.open({**LENT, 'orders': pd.concat([LENT['orders']]*2)}, **LINKS, time_col=dict(items='oid/placed'))
     composite = Database.open(dict(a=pd.DataFrame(dict(x=[1, 1], y=[1, 2], at=['2024-01-01', '2024-03-01'])), b=pd.DataFrame(dict(x=[1, 1], y=[2, 3]))), pkey_col=dict(a=('x', 'y')), fkey_col_to_pkey_table=dict(b={('x', 'y'): 'a'}), time_col=dict(b='x,y/at'))
     assert [str(t)[:10] for t in composite.times('b')] == ['2024-03-01', 'NaT']
 
 def test_rows_that_are_seen_before_what_they_refer_to_are_told_of():
     db = Database.open(LENT, **LINKS, time_col=dict(orders='placed'))
-    with pytest.warns(UserWarning, match="'items' has no time, so its rows are seen before the rows of 'orders' that they refer to: give it theirs, time_col={'items': 'oid/placed'} or --times items.oid/placed"): db.check_times(['items', 'notes', 'orders'])
-    assert ('items', 'oid', 'early', 4) in [tuple(r)[:4] for r in db.integrity().values]
+    with pytest.warns(UserWarning, match="'items' has no time, so its rows are seen before the rows of 'orders' that they refer to: if that is not meant, give it theirs, time_col={'items': 'oid/placed'} or --times items.oid/placed"): db.check_times(['items', 'orders'])
+    chain = "time_col={'notes': 'item/oid/placed', 'items': 'oid/placed'} or --times notes.item/oid/placed,items.oid/placed"
+    with pytest.warns(UserWarning, match="'notes' has no time.*" + re.escape(chain)): db.check_times(['notes'])
+    assert [tuple(r)[:4] for r in db.integrity().values if r[2] == 'early'] == [('items', 'oid', 'early', 4), ('notes', 'item', 'early', 3)]
+    with pytest.warns(UserWarning, match='several columns'): unclear = Database.open({**LENT, 'orders': LENT['orders'].assign(paid=LENT['orders'].placed)}, **LINKS)
+    for t in ('orders', 'items', 'notes'):
+        with pytest.raises(InputError, match="'orders' has several columns of dates"): unclear.check_times([t])
 
 def test_a_folder_that_names_no_time_is_unclear(tmp_path):
     frames = dict(a=pd.DataFrame(dict(id=[1, 2], born=pd.to_datetime(['2024-01-01', '2024-03-01']))), b=pd.DataFrame(dict(id=[1, 2], placed=['2024-01-01', '2024-03-01'])), c=pd.DataFrame(dict(id=[1, 2], x=[1., 2.])))
@@ -706,6 +726,10 @@ def test_an_entity_set_comes_in_whole():
     assert sorted(f.name for f in db.schema.fkeys) == ['sessions.customer_id -> customers', 'transactions.product_id -> products', 'transactions.session_id -> sessions']
     assert all((db.parent_rows(f) >= 0).all() for f in db.schema.fkeys) and 'problem' in db.integrity().attrs['summary']
     assert Database.open(es, time_col={'sessions': None}).schema['sessions'].time_col is None
+    dates = es['customers'][['customer_id', 'join_date', 'birthday']].copy()
+    with pytest.warns(UserWarning, match='several columns of dates'): assert Database.open(ft.EntitySet('a').add_dataframe(dates.copy(), 'c', index='customer_id')).unclear == {'c': ('join_date', 'birthday')}
+    late = ft.EntitySet('b').add_dataframe(dates.copy(), 'c', index='customer_id', time_index='birthday', secondary_time_index={'join_date': []})
+    with pytest.raises(InputError, match="'c' has a secondary time index"): Database.open(late)
     before = es['customers'].copy()
     db.table_dict['customers'].iloc[0, 0] = 99
     pd.testing.assert_frame_equal(es['customers'], before)
@@ -717,3 +741,25 @@ def test_one_table_in_a_file_is_no_database(tmp_path):
     for p in (tmp_path/'a.csv', str(tmp_path/'a.parquet')):
         with pytest.raises(InputError, match='is one table, and a database is several'): Database.open(p)
     with pytest.raises(InputError, match='Tables in other files are read with pandas'): Database.open(tmp_path)
+
+
+@pytest.mark.parametrize('values, want', [(['5']*3 + [None], [5., 5., 5., np.nan]), ([np.inf, 1., None], [np.inf, 1., np.nan]), ([' 7 ', '1e400', '8', '9', '1', '2', '3', '4', '5', '6', '7'], [7., np.nan, 8., 9., 1., 2., 3., 4., 5., 6., 7.]),
+                                          (['1', '  ', '', None, '2'], [1., np.nan, np.nan, np.nan, 2.]), ([Decimal('1.5'), None, 2], [1.5, np.nan, 2.]), ([True, 2.5], [1., 2.5])])
+def test_what_is_said_to_hold_numbers_does(values, want):
+    for dtype in (object, *(('category', 'string') if all(isinstance(v, str) or v is None for v in values) else ())):
+        got = as_stored(pd.Series(values, dtype=dtype), 'number', 't.c')
+        assert got.dtype == float and got.tolist() == pytest.approx(want, nan_ok=True)
+
+@pytest.mark.parametrize('values', [['a', 'b'], ['7\n', 'x'], ['1']*8 + ['x'], ['1_0', '0x1'], [b'1', 'x']])
+def test_what_does_not_hold_numbers_is_told(values):
+    with pytest.raises(InputError, match='t.c is said to hold numbers but does not'): as_stored(pd.Series(values, dtype=object), 'number', 't.c')
+
+def test_blanks_among_numbers_do_not_close_a_database(sqlite):
+    values = [str(i + 1) for i in range(40)] + ['  ', '']*5
+    for db in (Database.open(dict(orders=pd.DataFrame(dict(placed=values)))), Database.open(orders(sqlite, 'placed text', values))):
+        assert db.schema['orders']['placed'].kind == 'number' and db.table_dict['orders'].placed.isna().sum() == 10
+
+def test_iso_text_in_frames_is_dates_and_names_are_none():
+    frame = pd.DataFrame(dict(placed=pd.to_datetime(['2024-01-01']*30), due=[f'2024-01-{d:02}' for d in range(1, 31)], due2=[f'202401{d:02}' for d in range(1, 31)], name=[f'Marker {2000 + i}' for i in range(30)], code=[f'00{i}' for i in range(30)]))
+    db = Database.open(dict(o=frame), time_col=dict(o='placed'))
+    assert [c.kind for c in db.schema['o'].columns] == ['datetime']*3 + ['text']*2 and frame.due.dtype == object or frame.due.dtype == 'str'

@@ -659,3 +659,60 @@ def test_numbers_written_as_text_are_numbers_in_place_too(tmp_path, kind):
     here, there = compute_features(db, plan, db.row_of('products', skus)), sql_features(path, plan, skus)
     pd.testing.assert_frame_equal(there, here)
     assert here.weight.isna().sum() == 3 and here.weight.iloc[0] == 1.1
+
+
+@pytest.mark.parametrize('kind', ['sqlite', 'duckdb'])
+@pytest.mark.parametrize('form', ['%Y%m%d', '%Y%m%d %H:%M', '%Y/%m/%d'])
+def test_iso_without_hyphens_is_the_same_time_in_place(tmp_path, kind, form):
+    path = tmp_path/'a.db'
+    with (sqlite3.connect(path) if kind == 'sqlite' else pytest.importorskip('duckdb').connect(path)) as con:
+        con.execute('create table c (id integer primary key)'); con.execute('create table v (id integer primary key, c integer, day varchar)')
+        con.executemany('insert into c values (?)', [(i,) for i in range(3)])
+        con.executemany('insert into v values (?, ?, ?)', [(i, i % 3, (pd.Timestamp('2024-01-01') + pd.Timedelta(days=i)).strftime(form)) for i in range(30)])
+    con.close()
+    db = Database.open(path, fkey_col_to_pkey_table=dict(v={'c': 'c'}), pkey_col=dict(c='id', v='id'))
+    assert db.schema['v'].time_col == 'day'
+    plan, cutoffs = plan_features(db.schema, 'c', 1), [pd.Timestamp('2024-01-11')]*3
+    here = compute_features(db, plan, np.arange(3), cutoffs)
+    pd.testing.assert_frame_equal(sql_features(str(path), plan, np.arange(3), cutoffs), here)
+    assert here['COUNT(v)'].tolist() == [4., 3., 3.]
+
+
+@pytest.mark.parametrize('kind', ['sqlite', 'duckdb'])
+def test_times_that_are_lent_in_a_circle_or_by_oneself(tmp_path, kind):
+    path = tmp_path/'a.db'
+    with (sqlite3.connect(path) if kind == 'sqlite' else pytest.importorskip('duckdb').connect(path)) as con:
+        con.execute('create table a (id integer primary key, b integer, placed varchar)'); con.execute('create table b (id integer primary key, a integer)')
+        con.execute('create table emp (id integer primary key, boss integer, hired varchar)')
+        con.executemany('insert into a values (?, ?, ?)', [(i, i % 4, f'2024-01-1{i}') for i in range(6)])
+        con.executemany('insert into b values (?, ?)', [(i, i + 1) for i in range(4)])
+        con.execute("insert into emp values (1, null, '2024-01-01'), (2, 1, '2024-02-01')")
+    con.close()
+    keys = dict(pkey_col=dict(a='id', b='id', emp='id'), fkey_col_to_pkey_table=dict(a={'b': 'b'}, b={'a': 'a'}, emp={'boss': 'emp'}))
+    times = dict(a='b/a/placed', b='a/placed', emp=None)
+    db, place = Database.open(path, time_col=times, **keys), InPlace.open(path, time_col=times, **keys)
+    plan, cutoffs = plan_features(db.schema, 'a', 2), [pd.Timestamp('2024-01-13')]*6
+    pd.testing.assert_frame_equal(sql_features(str(path), plan, np.arange(6), cutoffs), compute_features(db, plan, np.arange(6), cutoffs))
+    for source in (Database, InPlace):
+        with pytest.raises(InputError, match="no column 'boss/hired' in table 'emp'"): source.open(path, time_col=dict(times, emp='boss/hired'), **keys)
+
+
+def test_a_copy_of_a_hidden_time_is_hidden_too():
+    frames = dict(orders=pd.DataFrame(dict(oid=[1, 2], placed=['2024-01-01', '2024-02-01'], shipped=['2024-01-05', '2024-03-01'])), items=pd.DataFrame(dict(oid=[1, 2], v=[1., 2.])), notes=pd.DataFrame(dict(oid=[1, 2])))
+    keys = dict(pkey_col=dict(orders='oid'), fkey_col_to_pkey_table=dict(items={'oid': 'orders'}, notes={'oid': 'orders'}))
+    db = Database.open(frames, **keys, time_col=dict(orders='placed', items='oid/shipped', notes='oid/placed'))
+    told = lambda **hide: [n for n in plan_features(db.schema, 'orders', 2, **hide).names if 'shipped' in n]
+    assert told() and told(target=('orders', 'shipped')) == told(mask=('shipped',)) == [] and any('oid/placed' in n for n in plan_features(db.schema, 'orders', 2, mask='shipped').names)
+
+
+def test_the_sql_of_a_lent_time_runs_where_the_table_has_no_such_column(tmp_path):
+    path = _order_lines(tmp_path/'shop', 'duckdb')
+    with pytest.importorskip('duckdb').connect(path) as con: con.execute('alter table orders alter placed type timestamp')
+    place = InPlace.open(path, time_col=dict(orders='placed', items='oid/placed', products=None), pkey_col=dict(products='sku', orders='oid', items='iid'), fkey_col_to_pkey_table=dict(items={'oid': 'orders', 'sku': 'products'}))
+    plan = plan_features(place.schema, 'products', 1).select(['COUNT(items)'])
+    at = pd.Timestamp('2024-02-01')
+    with pytest.importorskip('duckdb').connect(path) as con:
+        con.execute('create temp table rows as select row_number() over () - 1 as pid, ?::bigint as cut, sku as key0 from products', [at.value])
+        found = con.execute(plan.sql('COUNT(items)')).df().sort_values('pid')
+        skus = [s for s, in con.execute('select key0 from rows order by pid').fetchall()]
+    assert found['COUNT(items)'].tolist() == sql_features(path, plan, skus, [at]*40)['COUNT(items)'].tolist()

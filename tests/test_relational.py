@@ -583,3 +583,22 @@ def test_lines_of_later_orders_tell_nothing_if_they_have_the_time_of_their_order
         whole, early = (told(rows, orders='placed', items='oid/placed') for rows in (None, 240))
     pd.testing.assert_frame_equal(whole, early)
     assert roc_auc_score(hot, leak['COUNT(items)']) > .8 > .65 > roc_auc_score(hot, whole['COUNT(items)'])
+
+
+def test_an_estimator_knows_who_lends_a_time(tmp_path):
+    "The table that a time comes from need not be one that the features read"
+    rng = np.random.default_rng(0)
+    frames = dict(tags=pd.DataFrame(dict(tag=range(30))), o=pd.DataFrame(dict(oid=range(40), placed=pd.date_range('2024-01-01', periods=40))), i=pd.DataFrame(dict(item=range(60), oid=rng.integers(40, size=60))),
+                  n=pd.DataFrame(dict(nid=range(90), item=rng.integers(60, size=90), tag=rng.integers(30, size=90), x=rng.normal(size=90))))
+    keys = dict(pkey_col=dict(tags='tag', o='oid', i='item', n='nid'), fkey_col_to_pkey_table=dict(i={'oid': 'o'}, n={'item': 'i', 'tag': 'tags'}))
+    X, y = pd.DataFrame(dict(tag=range(30), day='2024-02-01')), rng.integers(0, 2, 30)
+    m = RelationalClassifier(Database.open(frames, **keys, time_col=dict(o='placed', i='oid/placed', n='item/oid/placed')), 'tags', time_col='day', max_depth=1, classifier=None, n_estimators=1).fit(X, y)
+    m.save(tmp_path/'m.rdbpfn')
+    with sqlite3.connect(tmp_path/'q.db') as con:
+        con.executescript('create table tags (tag integer primary key); create table o (oid integer primary key, placed text); create table i (item integer primary key, oid integer references o); create table n (nid integer primary key, item integer references i, tag integer references tags, x real)')
+        for t, f in frames.items(): f.assign(**{c: f[c].astype(str) for c in f if c == 'placed'}).to_sql(t, con, if_exists='append', index=False)
+    con.close()
+    want = m.predict_proba(X)
+    for again in (m.on(frames), m.on(str(tmp_path/'q.db')), RelationalClassifier.load(tmp_path/'m.rdbpfn', str(tmp_path/'q.db')), m.on(InPlace.open(tmp_path/'q.db', time_col=dict(o='placed', i='oid/placed', n='item/oid/placed')))):
+        assert np.allclose(again.predict_proba(X), want, atol=1e-6)
+    with pytest.raises(InputError, match="no table 'o'"): m.on({t: f for t, f in frames.items() if t != 'o'})
