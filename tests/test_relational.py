@@ -338,7 +338,7 @@ def test_a_database_in_memory_that_means_something_else_is_refused(tiny):
     X, y = tiny_questions(tiny)
     m = RelationalClassifier(tiny, 'customers', time_col='when', features='paper', n_estimators=1).fit(X, y)
     keys = dict(pkey_col=dict(customers='key', order='id'), fkey_col_to_pkey_table=dict(order={'who': 'customers'}, empty={'who': 'customers'}))
-    with pytest.raises(InputError, match="'order' had its time in column 'day' and has none now"): m.on(Database.from_frames(tiny.table_dict, **keys))
+    with pytest.raises(InputError, match="'order' had its time in column 'day' and has none now"): m.on(Database.from_frames(tiny.table_dict, **keys, time_col=dict(order=None)))
     with pytest.raises(InputError, match="column 'select' of table 'customers' was of kind number and is of kind category now"):
         m.on(Database.from_frames(tiny.table_dict, **keys, time_col=dict(order='day'), kinds=dict(customers={'select': 'category'})))
 
