@@ -195,8 +195,8 @@ class RDBPFNRegressor(RegressorMixin, InContext):
     def fit(self, X, y, times=None):
         "Encode the labelled rows X (n, C) of any types, y (n,) numbers, asked at times (n,), and read them as context"
         frame = self._frame(X, reset=True)
-        y = as_target(y, len(frame))
-        return self.fit_contexts(frame, y, thresholds_of(y), self.contexts(np.searchsorted(thresholds_of(y).at, y), times))
+        thresholds = thresholds_of(y := as_target(y, len(frame)))
+        return self.fit_contexts(frame, y, thresholds, self.contexts(np.searchsorted(thresholds.at, y), times))
 
     @whole
     def fit_contexts(self, X, y, thresholds, contexts):
