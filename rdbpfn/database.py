@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import InputError, as_frame, as_names, atomic_path
 from .sql import _file_of, _references, _told, dates_of, looks_like_times, read_folder, read_sql, settle_times
-from .schema import Column, ForeignKey, Schema, Table, no_such
+from .schema import Column, ForeignKey, Schema, Table, lent_name, no_such
 from .values import KeyIndex, as_stored, as_times, infer_kind
 
 # %% ../nbs/02_database.ipynb #b02c8d33
@@ -63,6 +63,8 @@ def _dated(table, columns): return f"Table {table!r} has {'several columns' if l
 
 def _days(db, table): return [c.name for c in db.schema[table].columns if c.kind == 'datetime' or c.kind != 'key' and looks_like_times(db.table_dict[table][c.name])]
 
+def _over(said, keys): return {k: {**said.get(k, {}), **(keys.get(k) or {})} for k in said | keys}      # what a source says of its tables, and over it what the caller does
+
 def _noted(db, unclear):
     "The database, which remembers the tables whose time nobody named, and says so"
     db.unclear = {t: tuple(c) for t, c in unclear.items() if c}
@@ -91,7 +93,7 @@ def _lend_times(frames, references, time_col):
     "Add the time that a table was told to have from its parent, as 'key/time', for a column of that name"
     for _ in time_col:                                                      # a parent's own may be lent, too
         for child, columns, parent, to in references:
-            told, key, columns, to = time_col.get(child), ','.join(as_names(columns)) + '/', list(as_names(columns)), as_names(to)
+            told, key, columns, to = time_col.get(child), lent_name(columns, ''), list(as_names(columns)), as_names(to)
             if not told or not told.startswith(key) or child == parent or {child, parent} - {*frames} or told in frames[child] or {*columns} - {*frames[child]}: continue
             theirs = told.removeprefix(key)
             if {theirs, *to} - {*frames[parent]} or len(to) != len(columns): continue
@@ -248,11 +250,9 @@ def from_folder(
     columns = lambda t, c: tuple(c.split(',')) if isinstance(c, str) and c not in frames[t] else c
     told = lambda k: {t: s[k] for t, s in spec.items() if s.get(k)}
     pkeys, fkeys = {t: columns(t, c) for t, c in told('pk').items()}, {t: {columns(t, c): to for c, to in fk.items()} for t, fk in told('fk').items()}
-    said, silent = _told(**keys), not any(s.get('time') for s in spec.values())
-    open = {t for t, s in spec.items() if 'time' not in s and t not in said.get('time_col', {})}
-    said |= {k: {**s, **said.get(k, {})} for k, s in dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col={t: s.get('time') or None for t, s in spec.items()}, kinds=told('kinds')).items()}
-    db = cls.from_frames(frames, **said)
-    return _noted(db, {t: spec[t].get('unclear') or silent and _days(db, t) or () for t in spec if t in open})
+    keys, silent = _told(**keys), not any(s.get('time') for s in spec.values())
+    db = cls.from_frames(frames, **_over(dict(pkey_col=pkeys, fkey_col_to_pkey_table=fkeys, time_col={t: s.get('time') or None for t, s in spec.items()}, kinds=told('kinds')), keys))
+    return _noted(db, {t: s.get('unclear') or silent and _days(db, t) or () for t, s in spec.items() if 'time' not in s and t not in keys.get('time_col', {})})
 
 @patch
 def to_folder(
@@ -300,7 +300,7 @@ def from_relbench(
 ) -> Database: # shares no frame with it
     "A database from RelBench's own [contract: interface]"
     told = {k: {n: getattr(t, k) for n, t in db.table_dict.items() if getattr(t, k) or k == 'time_col'} for k in ('pkey_col', 'fkey_col_to_pkey_table', 'time_col')}
-    return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
+    return cls.from_frames({n: t.df for n, t in db.table_dict.items()}, **_over(told, keys))
 
 @patch(cls_method=True)
 def from_entityset(
@@ -312,7 +312,7 @@ def from_entityset(
     if late := [f.ww.name for f in es.dataframes if f.ww.metadata.get('secondary_time_index')]: raise InputError(f"Table {late[0]!r} has a secondary time index, and here a row has one time: put the columns that are known later into a table of their own, whose rows refer to it.")
     told = dict(pkey_col={f.ww.name: f.ww.index for f in es.dataframes}, time_col={f.ww.name: f.ww.time_index for f in es.dataframes if f.ww.time_index}, fkey_col_to_pkey_table={})
     for r in es.relationships: told['fkey_col_to_pkey_table'].setdefault(r.child_name, {}).setdefault(r._child_column_name, []).append([r.parent_name, r._parent_column_name])
-    return cls.from_frames({f.ww.name: pd.DataFrame(f).drop(columns='_ft_last_time', errors='ignore') for f in es.dataframes}, **{k: {**told.get(k, {}), **(keys.get(k) or {})} for k in told | keys})
+    return cls.from_frames({f.ww.name: pd.DataFrame(f).drop(columns='_ft_last_time', errors='ignore') for f in es.dataframes}, **_over(told, keys))
 
 @patch
 def to_relbench(

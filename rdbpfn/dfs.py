@@ -162,11 +162,11 @@ def plan_features(
     for kind, a in ((kind, a) for kind, names in aggs.items() for a in names):
         base, days = agg_parts(a)
         if kind not in AGGREGATES[base].kinds or kind == 'datetime' and days: raise InputError(f"A column of kind {kind!r} cannot be aggregated by {a!r}: choose from {', '.join(feature_set('full', (30,)).get(kind, ())) or 'the kinds ' + ', '.join(AGGS)}.")
-    if target is not None and (isinstance(target, str) or len(target) != 2 or not schema[target[0]][target[1]]): raise InputError(f'target must be a pair (table, column), got {target!r}.')
-    keys = {(f.child, c) for f in schema.fkeys for c in f.columns} | {(f.parent, c) for f in schema.fkeys for c in f.parent_columns}
-    own = {(entity_table, c) for c in mask}
-    hidden = keys | {(t.name, c) for t in schema.tables for c in t.pkey} | {tuple(target or ())} | (set() if history and entity.time_col else own)
-    hidden |= schema.copies_of(hidden | own)
+    if target is not None and (isinstance(target, str) or len(target) != 2): raise InputError(f'target must be a pair (table, column), got {target!r}.')
+    if target is not None: schema[target[0]][target[1]]
+    keys = {(f.child, c) for f in schema.fkeys for c in f.columns} | {(f.parent, c) for f in schema.fkeys for c in f.parent_columns} | {(t.name, c) for t in schema.tables for c in t.pkey}
+    own, target = {(entity_table, c) for c in mask}, {tuple(target or ())}
+    hidden = keys | target | schema.copies_of(keys | target | own) | (set() if history and entity.time_col else own)
     usable = lambda table: [c for c in schema[table].columns if c.kind in aggs and c.kind != 'key' and (table, c.name) not in hidden]
     found = [Feature(entity_table, *f) for f in _features(schema, entity_table, max_depth, usable, aggs) if f[0] or f[1] not in mask]
     return Plan(entity_table, tuple(sorted(found, key=lambda f: len(f.path))), mask, schema)
