@@ -29,7 +29,7 @@ class Asked:
     query: Annotated[str, Option(help=f'Rows to answer, with keys and cutoff times: {ROWS}')]
     time: Annotated[Optional[str], Option(help='Column with the cutoff times; none: the whole database is visible')] = None
     times: Annotated[Optional[str], Option(help='When rows of the database came into being, such as orders.placed,lines.order/placed,customers. (the time of what a key refers to; a dot alone: always visible), where it does not say')] = None
-    kinds: Annotated[Optional[str], Option(help='What may be computed from columns, such as products.code=category,orders.note=text, where a look at them misleads')] = None
+    kinds: Annotated[Optional[str], Option(help='What columns are (number, category, datetime, boolean or text), such as products.code=category,orders.note=text, where a look at them misleads')] = None
     in_place: Annotated[bool, Option('--in-place', help='Leave the tables where they are and compute features by queries, for databases that do not fit into memory')] = False
     cache: Annotated[Optional[Path], Option(help='Folder in which features are kept for the next time')] = None
     mask: Annotated[Optional[str], Option(help="Columns of the entity's own row that are not known yet, separated by commas")] = None
@@ -44,10 +44,10 @@ class Answered(Asked):
     context: Annotated[Optional[str], Option(help=f'Labelled rows, with keys, cutoff times and labels: {ROWS}')] = None
     target: Annotated[Optional[str], Option(help='Column of the context with the label')] = None
     regression: Annotated[bool, Option('--regression', help='The label is a number')] = False
-    regime: Annotated[Optional[str], Option(help='seed: everything before its own time; frozen: nothing after the latest known label')] = None
+    regime: Annotated[Optional[str], Option(help='seed (default): everything before its own time; frozen: nothing from the latest cutoff of --context on; or a moment such as 2010-01-01')] = None
     label_delay: Annotated[Optional[str], Option(help="How long after its cutoff a label is known, such as 7D: past labels become features")] = None
     estimators: Annotated[Optional[int], Option(help='Forward passes whose answers are averaged, 1 unless told otherwise')] = None
-    context_policy: Annotated[Optional[str], Option(help='Which labelled rows are read if there are too many: random, stratified, recent, recency or balanced')] = None
+    context_policy: Annotated[Optional[str], Option(help='Which labelled rows are read if there are too many: balanced (default: the classes as equal as they can be), random, stratified, recent (the latest) or recency (drawn, late ones more often)')] = None
     weights: Annotated[Optional[Path], Option(help='Weights file; none: those of the package')] = None
     device: Annotated[Optional[str], Option(help='cpu, cuda or cuda:N; none: a GPU if there is one')] = None
     load: Annotated[Optional[Path], Option(help='Fitted estimator that --save wrote, in place of context and options')] = None
@@ -103,6 +103,7 @@ def _read(source, columns, option, database, table):
     try:
         if asked or path.suffix == '.sql': return ask_sql(database, source if asked else path.read_text()), name
         if path.suffix == '.parquet': return pd.read_parquet(path), name
+        as_it_stands |= {c: str for c in pd.read_csv(path, nrows=0) if c not in columns}         # passed on as it is written
         frame = pd.read_csv(path, converters=as_it_stands, dtype={c: str for c in columns[1:]})
         return frame.assign(**{c: _as_written(frame[c]) for c in columns[1:] if c in frame}), name
     except InputError as e: raise InputError(f'--{option}: {e}') from None
@@ -116,10 +117,11 @@ def check_outputs(
     **paths # option -> Path, or None
 ) -> None: # raises InputError before work is done
     "Refuse what cannot be written, before there is anything to write [contract: safe]"
-    for option, path in paths.items():
-        if path is None: continue
+    given = {option: path for option, path in paths.items() if path is not None}
+    for option, path in given.items():
+        if others := [o for o, p in given.items() if o != option and p.absolute() == path.absolute()]: raise InputError(f"--{option} and --{others[0]} both name '{path}': give each a file of its own.")
         if path.suffix not in ENDINGS[option]: raise InputError(f"Cannot write '{path}': the file of --{option} must end with {' or '.join(ENDINGS[option])}.")
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir(): raise InputError(f"Cannot write '{path}': its folder does not exist or is not writable, or it is a folder itself.")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir(): raise InputError(f"Cannot write '{path}': its folder does not exist or is not writable, or it is a folder itself: make the folder, or name another file with --{option}.")
 
 def write_table(
     frame: 'pd.DataFrame', # what to write

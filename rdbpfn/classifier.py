@@ -41,7 +41,8 @@ def as_labels(
     if y is None: raise InputError('RDBPFNClassifier requires y to be passed, but the target y is None: give one label for each row.')
     with as_input_error(): y = column_or_1d(y.to_numpy() if hasattr(y, 'to_numpy') else y, warn=True)
     if missing := int(pd.isna(y).sum()): raise InputError(f'{missing} of the {len(y)} labels are missing: drop these rows or fill the labels in.')
-    if y.dtype == object and pd.api.types.infer_dtype(y) in ('string', 'boolean', 'integer', 'floating'): y = np.array(y.tolist())
+    if y.dtype == object and (kind := pd.api.types.infer_dtype(y)) in ('string', 'boolean', 'integer', 'floating', 'mixed-integer-float'): y = np.array(y.tolist())
+    elif y.dtype == object and kind.startswith('mixed'): raise InputError('The labels are of several types: make them one, such as text with y.astype(str).')
     if len(y) != n_rows: raise InputError(f'There are {n_rows} rows but {len(y)} labels: give one label for each row.')
     with as_input_error(' Numbers are for RDBPFNRegressor, RelationalRegressor or --regression.'): check_classification_targets(y)
     classes, codes = np.unique(y, return_inverse=True)
@@ -55,7 +56,7 @@ def as_target(
     "Numbers to predict, or a sentence that says what is wrong with them [contract: bad input]"
     if y is None: raise InputError('RDBPFNRegressor requires y to be passed, but the target y is None: give one number for each row.')
     if np.asarray(y).dtype.kind == 'M': raise InputError('The numbers to predict are times: give days or seconds since a moment.')
-    with as_input_error(): y = column_or_1d(y.to_numpy(float, na_value=np.nan) if hasattr(y, 'to_numpy') else y, warn=True, dtype='float64')
+    with as_input_error('. Give numbers; names are for RDBPFNClassifier, RelationalClassifier or no --regression.'): y = column_or_1d(y.to_numpy(float, na_value=np.nan) if hasattr(y, 'to_numpy') else y, warn=True, dtype='float64')
     if len(y) != n_rows: raise InputError(f'There are {n_rows} rows but {len(y)} numbers to predict: give one for each row.')
     if bad := int((~np.isfinite(y)).sum()): raise InputError(f'{bad} of the {len(y)} numbers to predict are missing (NaN) or infinite: drop these rows.')
     return y
@@ -103,7 +104,7 @@ class InContext(BaseEstimator):
 
     def contexts(self, codes, times=None):
         "Which of the labelled rows, of classes codes (N,), asked at times (N,), each estimator reads: list of positions"
-        for name in ('n_estimators', 'n_context', 'n_columns'):
+        for name in ('n_estimators', 'n_columns'):
             if not isinstance(n := getattr(self, name), (int, np.integer)) or n < 1: raise InputError(f'{name} must be a whole number of 1 or more, got {n!r}.')
         if not isinstance(self.views, (list, tuple)) or not self.views: raise InputError(f"views must be one or more names, such as ('raw', 'squashed'), got {self.views!r}.")
         if times is not None:
@@ -199,10 +200,10 @@ class RDBPFNRegressor(RegressorMixin, InContext):
         return self.fit_contexts(frame, y, thresholds, self.contexts(np.searchsorted(thresholds.at, y), times))
 
     @whole
-    def fit_contexts(self, X, y, thresholds, contexts):
-        "Read the rows of X (n, C) with numbers y (n,), cut at `Thresholds`, that contexts name"
+    def fit_contexts(self, X, y, thresholds, contexts, rates=None):
+        "Read the rows of X (n, C) with numbers y (n,), cut at `Thresholds`, that contexts name; rates (K,): shares above each threshold of all numbers, should X hold a part of them"
         frame, asked = self._frame(X, reset=True), y[:, None] > thresholds.at
-        self._read(frame, asked, np.searchsorted(thresholds.at, y), contexts, asked.mean(0))
+        self._read(frame, asked, np.searchsorted(thresholds.at, y), contexts, asked.mean(0) if rates is None else rates)
         self.thresholds_ = thresholds
         return self
 
@@ -326,8 +327,7 @@ def from_parts(
     device: str|None = None # see `pick_device`
 ) -> InContext: # fitted
     "Put a fitted estimator together again [beyond the paper]"
-    params = about['params'] | dict(views=tuple(about['params']['views']))
-    place = pick_device(device)
+    params, place = about['params'] | dict(views=tuple(about['params']['views'])), pick_device(device)
     self = cls(model=unpack_network(about['network'], parts, place) if 'network' in about else None, device=device, **params)
     self.n_features_in_, self.used_, self.rates_, self.encoder_, self.ensemble_ = about['n_features'], about['used'], np.array(about['rates']), FrameEncoder(), None
     self.encoder_.plan = {int(j): how for j, how in about['encoder'].items()}

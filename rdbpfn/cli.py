@@ -110,6 +110,7 @@ def explain(
     check_by(by)
     check_outputs(out=ask.out, plot=plot)
     model, rows = ready(ask)
+    if clash := {'prediction', 'score', 'kind', 'name', 'value', 'effect'}.intersection(keys_of(model)): raise InputError(f'A key or cutoff and a column of the effects are both called {min(clash)!r}: rename that column of the database and of --query.')
     rows = rows.reset_index(drop=True)
     with stage(f'Explaining {len(rows):,} answers'): told, prediction = model.explain(rows, by), model.predict(rows)
     if plot: draw_effects(told, plot)

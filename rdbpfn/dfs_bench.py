@@ -9,12 +9,11 @@ __all__ = ['MARKET', 'make_market', 'against_featuretools', 'measure', 'scale', 
 import json, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import InputError
+from .core import InputError, peak_mb
 from .schema import Column, ForeignKey, Schema, Table
 from .database import Database
 from .dfs import featuretools_features, plan_features
 from .dfs_tensor import compute_features
-from .latency import peak_mb
 
 # %% ../nbs/19b_dfs_bench.ipynb #60277699
 def _table(name, time_col=None, **kinds): return Table(name, tuple(Column(c, k) for c, k in kinds.items()), 'id', time_col)

@@ -29,6 +29,7 @@ def draw_contexts(
     "Choose which labelled rows each member reads [A.3; beyond the paper]"
     N = len(codes)
     if policy not in POLICIES: raise InputError(f"There is no context policy {policy!r}: choose from {', '.join(POLICIES)}.")
+    if not isinstance(size, (int, np.integer)) or size < 1: raise InputError(f'n_context must be a whole number of 1 or more, got {size!r}.')
     if policy.startswith('recen') and times is None: raise InputError(f"The context policy {policy!r} needs to know when each row was asked: give times, or choose another policy.")
     if N <= size: return [np.arange(N)]*n
     if policy == 'balanced': return [_by_class(codes, _quotas(codes, size), rng) for _ in range(n)]
@@ -44,7 +45,7 @@ def stratified(
     codes: np.ndarray, # (N,) class of each row
     size: int, # how many rows
     rng: np.random.RandomState # randomness
-) -> np.ndarray: # (size,) ascending positions, each class in proportion and none left out
+) -> np.ndarray: # (size,) ascending positions, each class in proportion and none left out unless there are more than `size`
     "A random subset that keeps the class balance [A.3]"
     order = rng.permutation(len(codes))
     place = pd.Series(codes[order]).groupby(codes[order]).cumcount().to_numpy()

@@ -323,7 +323,7 @@ def side_by_side(
     for name in models:
         model, start = make_model(name, seed=draw), time.time()
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')                                         # choosing among hundreds of features is normal here
+            warnings.simplefilter('ignore')                                         # of other libraries
             answers[name] = model.fit(X, y).predict_proba(Xq)[:, 1]
         scores[name] = score(yq, answers[name]) | dict(seconds=time.time() - start)
     return protocol.questions.assign(**answers), scores, X.shape

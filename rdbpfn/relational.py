@@ -83,7 +83,7 @@ def _open(self: Relational, X, y):
     "Database, rows and cutoffs of the labelled questions"
     if y is None: raise InputError(f'{type(self).__name__} requires y to be passed, but the target y is None: give one label for each row.')
     if not isinstance(X, pd.DataFrame): raise InputError(f'X must be a DataFrame of keys and, if there are any, cutoff times, got {type(X).__name__}.')
-    if len(X) != len(y): raise InputError(f'X has {len(X):,} rows, but y has {len(y):,} labels.')
+    if len(X) != len(y): raise InputError(f'X has {len(X):,} rows, but y has {len(y):,} labels: give one label for each row.')
     if not len(X): raise InputError('There is no context: give at least two labelled rows, one of each class.')
     db = open_database(self.database)
     pkey = db.schema[self.entity_table].pkey
@@ -197,7 +197,7 @@ class RelationalRegressor(RegressorMixin, Relational):
 
     def _hand_over(self, frame, pool, learnt, contexts):
         y, thresholds = learnt
-        self.classifier_.fit_contexts(frame, y[pool], thresholds, contexts)
+        self.classifier_.fit_contexts(frame, y[pool], thresholds, contexts, (y[:, None] > thresholds.at).mean(0))
 
     def predict_with_quantiles(self, X, q=(.1, .5, .9)):
         "Mean (m,) and quantiles (m, Q) of each question's distribution, at probabilities q (Q,)"

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Callable, Iterable, Iterator
 import numpy as np
 from .content import sample_content
-from .core import InputError, generator, seed_of
+from .core import InputError, generator, peak_mb, seed_of
 from .prior import PriorConfig, plainly, sample_database, to_database
 from .structure import sample_structure
 from .topology import Blueprint
@@ -159,7 +159,7 @@ def bench_prior(
     n_cols: int = 30 # C
 ) -> dict: # databases_per_s, tasks_per_s, peak_rss_mb, stage_share, and what the tasks were like
     "How fast databases and tasks come, on one core, and where the time goes [contract: scale]"
-    import resource, torch
+    import torch
     spent, tasks, threads = dict.fromkeys(('schema', 'structure', 'content', 'database', 'features', 'targets'), 0.), [], torch.get_num_threads()
     torch.set_num_threads(1)
     def timed(stage, f, *args):
@@ -173,18 +173,17 @@ def bench_prior(
     torch.set_num_threads(threads)
     total, base = sum(spent.values()), sum(spent[k] for k in ('schema', 'structure', 'content', 'database'))
     return dict(databases_per_s=n/base, tasks_per_s=len(tasks)/total, tasks_per_database=len(tasks)/n, mean_rows=float(np.mean([len(t.y) for t in tasks])), mean_cols=float(np.mean([t.x.shape[1] for t in tasks])),
-                peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, stage_share={k: v/total for k, v in spent.items()})
+                peak_rss_mb=peak_mb(), stage_share={k: v/total for k, v in spent.items()})
 
 # %% ../nbs/15c_stream.ipynb #3c13a7e5
 def bench_rows(
     sizes: tuple = (1_000, 10_000, 100_000, 1_000_000) # rows of the whole database, about
 ) -> list: # of dict(rows, seconds, peak_rss_mb)
     "Seconds for one database of each size [beyond the paper]"
-    import resource
     found, config = [], SMALL.prior
     for n in sizes:
         blueprint, gen, begin = Blueprint(((), (0,)), (n//11, n - n//11), (('number', 'nominal'), ('number', 'integer', 'flag', 'date')), (False, True)), generator(0, n), time.perf_counter()
         rows = sample_structure(gen, blueprint, config.structure)
         to_database(gen, rows, sample_content(gen, rows, config.content), config)
-        found.append(dict(rows=n, seconds=time.perf_counter() - begin, peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+        found.append(dict(rows=n, seconds=time.perf_counter() - begin, peak_rss_mb=peak_mb()))
     return found

@@ -4,25 +4,20 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'STAGE_2', 'PRESETS', 'VALID_SEED', 'TrainConfig', 'difficulty', 'step_shape', 'micro_batch',
-           'micro_loss', 'make_optimizer', 'averaged', 'save_checkpoint', 'load_checkpoint', 'validate', 'auc',
-           'train_step', 'start', 'stop_on_signal', 'Recorder', 'pretrain']
+           'micro_loss', 'make_optimizer', 'averaged', 'validate', 'auc', 'train_step']
 
 # %% ../nbs/16_train.ipynb #9460171d
-import json, math, signal, threading, time
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Callable, Iterator
+from functools import lru_cache
 import torch
 from torch import distributed as dist
 from torch.nn import functional as F
-from tqdm import tqdm
-from .core import InputError, atomic_path, check_range, from_dict, generator, pick_device, seed_of, to_dict
+from .core import InputError, check_pair, check_range, generator
 from .schema import no_such
-from .model import ModelConfig, RDBPFN, load_model, save_model
+from .model import ModelConfig, RDBPFN
 from .muon import Muon
-from .stream import StreamConfig, TaskConfig, ahead, drift, in_order, sample_batch as relational_batch
+from .stream import StreamConfig, TaskConfig, drift, sample_batch as relational_batch
 from .tabular import TabularConfig, sample_batch as tabular_batch
 
 # %% ../nbs/16_train.ipynb #6c1c7ce1
@@ -51,12 +46,12 @@ class TrainConfig:
     prior: TabularConfig = TabularConfig() # single tables
     stream: StreamConfig = StreamConfig() # databases and tasks
     def __post_init__(self):
-        for f, low in dict(rows=8, cols=1, tokens=1, micro=1, ramp=1, warmup=0, steps=1, decay=0, seed=0).items(): check_range(self, f, low)
+        for f, low in dict(tokens=1, micro=1, ramp=1, warmup=0, steps=1, decay=0, seed=0).items(): check_range(self, f, low)
         if self.optimizer not in OPTIMIZERS: raise no_such('optimizer', self.optimizer, 'TrainConfig', OPTIMIZERS)
-        check_range(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1); check_range(self, 'drift', 0, 1)
+        check_pair(self, 'rows', 8); check_pair(self, 'cols', 1); check_pair(self, 'split', .01, .99); check_range(self, 'lr', 1e-8, 1); check_range(self, 'clip', 1e-3); check_range(self, 'relational', 0, 1); check_range(self, 'drift', 0, 1)
 
 # %% ../nbs/16_train.ipynb #f8d408e9
-STAGE_2 = TrainConfig(rows=(64, 1100), cols=(3, 60), ramp=1, optimizer='muon', lr=8e-4, relational=.6, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.25, cluster_share=.1), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6, propensity_share=.5)))
+STAGE_2 = TrainConfig(rows=(96, 1400), cols=(3, 60), ramp=1, optimizer='muon', lr=8e-4, relational=.6, drift=.4, seed=19, prior=TabularConfig(noise=(.002, 2.), spare=1.5, tree_share=.35, minority=(.02, .5), law_share=.25, cluster_share=.1), stream=StreamConfig(tasks=TaskConfig(minority=.01, noise_share=.3, later_share=.6, propensity_share=.5)))
 PRESETS = {
     'tiny': TrainConfig(rows=(48, 128), cols=(2, 6), ramp=5000, warmup=50, steps=800, lr=4e-3, model=ModelConfig(n_layers=3, width=64, n_heads=4, hidden=128, evidence=True, ridge=True)),
     'small': replace(STAGE_2, rows=(64, 1000), cols=(3, 48), tokens=6144, lr=2e-3, warmup=50, steps=800, decay=400, model=ModelConfig(n_layers=4, width=64, hidden=128, evidence=True, ridge=True)),
@@ -64,7 +59,7 @@ PRESETS = {
     'cpu-relational': STAGE_2,
     'cpu-cooldown': replace(STAGE_2, lr=4e-4, steps=3000, decay=3000, warmup=50, seed=10),
     'gpu': TrainConfig(tokens=65_536, micro=8, ramp=3000),
-    'gpu-relational': replace(STAGE_2, rows=(64, 1400), tokens=65_536, micro=8, lr=1e-3),
+    'gpu-relational': replace(STAGE_2, tokens=65_536, micro=8, lr=1e-3),
     'paper': TrainConfig(rows=(600, 600), cols=(18, 18), split=(.1, .9), tokens=600*19, micro=8, ramp=1, lr=5e-4, warmup=0, steps=72_000, bf16=False, model=ModelConfig()),
     'paper-relational': TrainConfig(rows=(600, 600), cols=(30, 30), split=(.1, .9), tokens=600*31, micro=8, ramp=1, lr=1e-3, warmup=0, relational=1., steps=105_600, bf16=False, seed=1, model=ModelConfig())}
 
@@ -140,42 +135,6 @@ def averaged(
             a.copy_(s['mean'] if 'mean' in s else p.lerp(s.get('z', p).to(p.dtype), 1 - 1/beta))
     return out.to(next(model.parameters()).device)
 
-# %% ../nbs/16_train.ipynb #85b5bea3
-def save_checkpoint(
-    path: Path, # file to write
-    model: RDBPFN, # network
-    optimizer, # its optimiser
-    config: TrainConfig, # the run
-    progress: dict # step, tables, seconds, core_seconds
-) -> None: # the file is whole or untouched
-    "Write everything a run needs to go on, in one file without code [5.3]"
-    from safetensors.torch import save_file
-    tensors = {f'model.{k}': v for k, v in model.state_dict().items()}
-    for i, p in enumerate(model.parameters()): tensors |= {f'optim.{i}.{k}': v for k, v in optimizer.state[p].items()}
-    group = {k: v for k, v in optimizer.param_groups[0].items() if k != 'params'}
-    header = dict(config=json.dumps(to_dict(config)), progress=json.dumps(progress), group=json.dumps(group))
-    with atomic_path(path) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, tmp, header)
-
-# %% ../nbs/16_train.ipynb #193fc6d5
-def load_checkpoint(
-    path: Path, # what `save_checkpoint` wrote
-    device: torch.device # where to go on
-) -> tuple: # model, optimizer, config, progress
-    "Read a checkpoint back, to the bit [5.3]"
-    from safetensors import safe_open
-    if not path.is_file(): raise InputError(f"There is no checkpoint '{path}', so no run to go on with or to begin with: name the folder of one, or leave --resume and --init out.")
-    try:
-        with safe_open(path, 'pt') as f: header, tensors = f.metadata(), {k: f.get_tensor(k).to(device) for k in f.keys()}
-        config = from_dict(TrainConfig, json.loads(header['config']))
-    except InputError: raise
-    except Exception as e: raise InputError(f"The checkpoint '{path}' cannot be read ({type(e).__name__}): it is damaged; start again or put a copy in its place.") from None
-    model = RDBPFN(config.model).to(device)
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
-    optimizer = make_optimizer(model, config)
-    optimizer.param_groups[0].update({k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(header['group']).items()})
-    for i, p in enumerate(model.parameters()): optimizer.state[p] = {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'optim.{i}.')}
-    return model, optimizer, config, json.loads(header['progress'])
-
 # %% ../nbs/16_train.ipynb #09bfe6e4
 VALID_SEED = 20_260_303
 
@@ -228,7 +187,8 @@ def train_step(
     if dist.is_initialized() and dist.get_world_size() > 1:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
         flat = torch.cat([g.flatten() for g in grads] + [torch.tensor([total, float(stop)], device=device)])
-        dist.all_reduce(flat)
+        try: dist.all_reduce(flat)
+        except RuntimeError: raise InputError(f'Another process of this run has died during step {step}, so this one stops, too: its message says why. The last checkpoint is whole: go on with --resume.') from None
         for p, g in zip(model.parameters(), flat[:-2].split([g.numel() for g in grads])): p.grad = g.view_as(p)
         total, stop = float(flat[-2]), bool(flat[-1] > 0)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
@@ -237,114 +197,3 @@ def train_step(
     if config.decay: optimizer.param_groups[0]['lr'] = config.lr*min(1., (config.steps - step)/config.decay)
     optimizer.step(); optimizer.zero_grad()
     return total, norm, stop
-
-# %% ../nbs/16_train.ipynb #0b9e23b1
-def start(
-    config: TrainConfig, # the run
-    out: Path, # its folder
-    resume: bool, # go on from the checkpoint in `out`
-    device: torch.device, # where to train
-    init: Path|None = None # folder of the run whose weights, and cost, a fresh run begins with
-) -> tuple: # model, optimizer, config, progress
-    "A fresh run or one that goes on; never one over the other by accident [5.3]"
-    path = out/'checkpoint.safetensors'
-    if resume:
-        model, optimizer, saved, progress = load_checkpoint(path, device)
-        if replace(saved, steps=config.steps) != config or (saved.decay and saved.steps != config.steps): raise InputError(f"The checkpoint '{path}' was made with another configuration: use its preset, or another --out.")
-        return model, optimizer, config, progress
-    if path.exists(): raise InputError(f"'{out}' already holds a run: add --resume to go on with it, or name another --out.")
-    progress = dict(step=0, tables=0, seconds=0., core_seconds=0.)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed))
-        model = RDBPFN(config.model).to(device)
-    if init:
-        _, _, before, earlier = load_checkpoint(Path(init)/'checkpoint.safetensors', device)
-        if config.model not in (before.model, replace(before.model, evidence=True), replace(before.model, evidence=True, ridge=True)): raise InputError(f"The run in '{init}' trained {before.model}, but this preset wants {config.model}: start from a run of its kind.")
-        model.take(load_model(Path(init)/'rdbpfn.safetensors', device))
-        progress |= {k: v for k, v in earlier.items() if k != 'step'}
-    return model, make_optimizer(model, config), config, progress
-
-# %% ../nbs/16_train.ipynb #e1674959
-@contextmanager
-def stop_on_signal() -> Iterator[list]: # a list that is not empty once Ctrl-C or a termination signal has come
-    "Let the step in progress end well when somebody asks to stop [5.3]"
-    asked = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    old = {s: signal.signal(s, lambda *_: asked.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield asked
-    finally:
-        for s, handler in old.items(): signal.signal(s, handler)
-
-# %% ../nbs/16_train.ipynb #875ae7f1
-class Recorder:
-    "Keeps the clock of a run and writes metrics.jsonl, checkpoints and weights into its folder; only on the first process"
-    def __init__(self, out, progress, save_every, validate_every, more):
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.out, self.before, self.save_every, self.validate_every, self.more = out, dict(progress), save_every, validate_every, more
-        self.begin, self.cpu, self.losses, self.record, self.sampling = time.time(), time.process_time(), [], dict(progress), 0.
-        self.saved = self.validated = self.begin
-        if self.rank == 0: out.mkdir(parents=True, exist_ok=True)
-
-    def elapsed(self):
-        "Wall and core seconds of the run so far, earlier calls included"
-        return dict(seconds=self.before['seconds'] + time.time() - self.begin,
-                    core_seconds=self.before['core_seconds'] + self.world*(time.process_time() - self.cpu))
-
-    def after_step(self, model, optimizer, config, progress, loss, norm, stop):
-        "Write what is due: checkpoint and validation on their timers and at the end, a record every 100 steps; what is validated is saved first"
-        self.losses.append(loss)
-        if self.rank > 0: return
-        now = time.time()
-        check, due = stop or now - self.validated > self.validate_every, now - self.saved > self.save_every
-        if check or due:
-            save_checkpoint(self.out/'checkpoint.safetensors', model, optimizer, config, progress)
-            save_model(net := averaged(model, optimizer), self.out/'rdbpfn.safetensors')
-            self.saved = time.time()
-        if check or len(self.losses) >= 100:
-            self.record = progress | dict(train_loss=sum(self.losses)/len(self.losses), grad_norm=norm, sample_share=self.sampling/(now - self.begin))
-            if check:
-                self.validated = now
-                self.record |= {f'valid_{k}': v for k, v in validate(net).items()}
-                if config.relational: self.record |= {f'valid_relational_{k}': v for k, v in validate(net, True).items()}
-                if self.more: self.record |= {f'valid_real_{k}': v for k, v in self.more(net).items()}
-            with open(self.out/'metrics.jsonl', 'a') as f: f.write(json.dumps(self.record) + '\n')
-            self.losses = []
-
-# %% ../nbs/16_train.ipynb #99ea89f4
-def pretrain(
-    config: TrainConfig, # the run, see PRESETS
-    out, # folder for checkpoint, metrics and weights
-    resume: bool = False, # go on from the checkpoint in `out`
-    minutes: float = float('inf'), # stop after so many minutes of this call
-    device: str|None = None, # see `pick_device`
-    save_every: float = 180., # seconds between checkpoints
-    validate_every: float = 1200., # seconds between validations
-    progress_bar: bool = True, # show rate, loss and remaining time
-    init: Path|None = None, # folder of an earlier stage, see `start`
-    workers: int = 0, # processes that sample ahead; 0: sample between the steps, or, of several processes, while one waits for the others
-    more: Callable|None = None # (averaged network) -> {name: number}, to be recorded at each validation: real tasks, see `Validation` (21)
-) -> dict: # the last record of metrics.jsonl; of a run that had ended already, its progress
-    "Pre-train until the steps or the minutes are used up; can be interrupted and resumed at any time [5.3]"
-    out = Path(out)
-    model, optimizer, config, progress = start(config, out, resume, pick_device(device), init)
-    keep, stop = Recorder(out, progress, save_every, validate_every, more), progress['step'] >= config.steps
-    if config.micro % keep.world: raise InputError(f'{config.micro} micro-batches a step cannot be shared by {keep.world} processes: use a number of processes that divides them.')
-    mine = range(progress['step']*config.micro + keep.rank, config.steps*config.micro, keep.world)
-    batches = in_order(partial(micro_batch, config), mine, workers, f'micro-batch of stream {config.seed},')
-    if keep.world > 1 and not workers: batches = ahead(batches)             # while a process waits for the others, it samples
-    bar = tqdm(total=config.steps, initial=progress['step'], unit='step', disable=not progress_bar or keep.rank > 0)
-    with stop_on_signal() as asked:
-        while not stop:
-            step, now = progress['step'], time.time()
-            some = [next(batches) for _ in range(config.micro//keep.world)]
-            keep.sampling += time.time() - now
-            loss, norm, stop = train_step(model, optimizer, config, step, some, bool(asked) or now - keep.begin > 60*minutes)
-            progress |= dict(step=step + 1, tables=progress['tables'] + keep.world*sum(len(y) for _, y, _ in some)) | keep.elapsed()
-            stop = stop or step + 1 >= config.steps
-            keep.after_step(model, optimizer, config, progress, loss, norm, stop)
-            bar.set_postfix(loss=f'{loss:.3f}', tables=progress['tables'], shape='x'.join(map(str, some[0][0].shape)), refresh=False)
-            bar.update()
-    bar.close(); batches.close()
-    return keep.record

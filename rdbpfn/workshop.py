@@ -32,7 +32,7 @@ PRIORS = ('small', 'large')
 @workshop.command()
 def sample(
     n: Annotated[int, typer.Option(help='How many databases')], # 1 or more
-    out: Annotated[Path, typer.Option(help='Folder; each database becomes a folder in it')], # made if it is not there
+    out: Annotated[Path, typer.Option(help='Folder; each database becomes a folder in it, and those that are there already stay as they are')], # made if it is not there
     seed: Annotated[int, typer.Option(help='Seed of the first; the others follow')] = 0, # 0 or more
     preset: Annotated[str, typer.Option(help='small (8-12 value columns) or large (12-24)')] = 'small', # one of PRIORS
     schemas: Annotated[Optional[Path], typer.Option(help='Schema prior that `rdbpfn schemas fit` wrote')] = None, # none: the one of the package
@@ -58,6 +58,7 @@ def fit_prior(
 ) -> None:
     "Fit the layer-wise diffusion of notebook 05 to schemas of your own."
     from rdbpfn.layerdag import fit_schemas
+    if out.suffix != '.safetensors': raise InputError(f"Cannot write '{out}': the file of --out must end with .safetensors.")
     fit_schemas(sources, out)
     typer.echo(f'{out}: use it with rdbpfn sample --schemas {out}')
 
@@ -76,12 +77,12 @@ def relaunch(
 # %% ../nbs/22b_workshop.ipynb #ed56c3f9
 @workshop.command()
 def pretrain(
-    preset: Annotated[str, typer.Option(help='tiny (a minute), small (a few), cpu, cpu-relational (hours), cpu-cooldown (its end), gpu, gpu-relational, paper, paper-relational')], # a key of PRESETS
+    preset: Annotated[str, typer.Option(help='tiny (a minute), small (four on two cores); cpu, cpu-relational, gpu, gpu-relational (until --minutes or Ctrl-C), cpu-cooldown (the end of cpu-relational); paper, paper-relational (as published)')], # a key of PRESETS
     out: Annotated[Path, typer.Option(help='Folder for checkpoint, metrics and weights')], # made if it is not there
     init: Annotated[Path|None, typer.Option(help='Folder of the run to begin with: stage 1, for a relational preset')] = None, # its weights, and its cost
     resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint
     minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'), # of wall time, of this call
-    processes: Annotated[int, typer.Option(help='0: one for each core or GPU')] = 0, # on this machine
+    processes: Annotated[int, typer.Option(help='0: as many as there are cores or GPUs and as divide the micro-batches of a step')] = 0, # on this machine
     workers: Annotated[int, typer.Option(help='Processes that sample ahead, for each of these')] = 0, # worth it beside a GPU
     validate_on: Annotated[str, typer.Option(help='Suite whose validation splits are asked every twenty minutes, such as dev or flights')] = '', # see `load_suite`
     data: Annotated[Optional[Path], typer.Option(help='Folder of that suite')] = None, # none: what is bundled or can be downloaded
@@ -91,15 +92,19 @@ def pretrain(
     from torch import distributed as dist
     from rdbpfn.benchmarks import load_suite
     from rdbpfn.evaluate import Validation
-    from rdbpfn.train import PRESETS, pretrain as run, start
+    from rdbpfn.runs import pretrain as run, start
+    from rdbpfn.train import PRESETS
     if preset not in PRESETS: raise InputError(f"There is no preset '{preset}': choose from {', '.join(PRESETS)}.")
     if minutes <= 0: raise InputError(f'--minutes must be more than 0, got {minutes:g}.')
     if validate_on: load_suite(validate_on, data)                            # bad input is told before any worker starts
     elif data: raise InputError('--data is the folder of a suite to validate on: name the suite with --validate-on, such as dev.')
-    gpus = torch.cuda.device_count()
+    gpus, micro = torch.cuda.device_count(), PRESETS[preset].micro
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if processes < 0 or processes and (micro % processes or 0 < gpus < processes):
+        raise InputError(f"--processes must divide the {micro} micro-batches of a step{f' and be {gpus} at most, the number of GPUs' if gpus else ''}, got {processes}.")
     if 'RANK' not in os.environ:
         start(PRESETS[preset], out, resume, torch.device('cpu'), init)
-        wanted = processes or gpus or min(len(os.sched_getaffinity(0)), PRESETS[preset].micro)
+        wanted = processes or max(n for n in range(1, micro + 1) if micro % n == 0 and n <= (gpus or cores))
         return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)]
                         + ['--init', str(init)]*bool(init) + ['--resume']*resume + ['--validate-on', validate_on]*bool(validate_on) + ['--data', str(data)]*bool(data))
     torch.set_num_threads(1)
@@ -130,7 +135,7 @@ def evaluate(
     if out.suffix != '.jsonl': raise InputError(f"Cannot write '{out}': the file of --out must end with .jsonl.")
     numbers = [s.strip() for s in shots.split(',')]
     if not all(s.isdigit() and int(s) for s in numbers): raise InputError(f"--shots must be whole numbers separated by commas, got '{shots}'.")
-    made = run_suite(suite, out, models.split(','), data, processes, typer.echo, predictions, regimes=tuple(regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
+    made = run_suite(suite, out, [m.strip() for m in models.split(',')], data, processes, typer.echo, predictions, regimes=tuple(r.strip() for r in regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)
     typer.echo(f'{len(made)} cells were run; records in {out}' + f', predictions in {predictions}'*(predictions is not None))
 
 # %% ../nbs/22b_workshop.ipynb #f403b56d
@@ -186,7 +191,7 @@ def bench_prior(
 def bench_train(
     as_json: Json = False, # for programs
 ) -> None:
-    "Tables a second of a training step, against the written-out network and the machine's limit."
+    "Tables a second of a training step, against the written-out network and the machine's limit, and what the tables cost."
     from rdbpfn import speed
     show(speed.bench_train(), as_json)
 

@@ -7,15 +7,20 @@ It is judged on the validation splits of the development suite (128 and 512 labe
 (nbs/results/ablations.jsonl holds another experiment: short second stages begun from one stage 1.) Arms that are on record are not made again, so it can be stopped and started; several processes, one for each seed, may write to the same file.
 """
 import argparse, json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 import torch
+from torch.nn import functional as F
 from judge_weights import judge, sets
 from rdbpfn.core import atomic_path
 from rdbpfn.evaluate import run_suite
 from rdbpfn.model import load_model
 from rdbpfn.records import append_record, read_records
-from rdbpfn.train import PRESETS, load_checkpoint, pretrain
+from rdbpfn.runs import load_checkpoint, pretrain
+from rdbpfn.train import PRESETS
 
 BASE, TRIAL = PRESETS['small'], 30
 S = BASE.stream
@@ -29,6 +34,9 @@ ARMS = {'base': BASE, 'single tables': replace(BASE, relational=0.), 'databases'
         'no propensities': replace(BASE, stream=replace(S, tasks=replace(S.tasks, propensity_share=0.))),
         'learned schemas': prior(learned_share=1.), 'designed schemas': prior(learned_share=0.), 'Mode A only': mode(0.), 'Mode B only': mode(1.),
         'no messages': prior(content=replace(S.prior.content, n_rounds=(0, 0))), 'depth 1': databases(replace(S, tasks=replace(S.tasks, depth=(1, 1))))}
+RECIPE = {'labels smoothed': BASE, 'no warm-up': replace(BASE, warmup=0), 'schedule-free AdamW': replace(BASE, optimizer='schedule-free'), 'half the rate': replace(BASE, lr=BASE.lr/2), 'twice the rate': replace(BASE, lr=2*BASE.lr),
+          'six narrow layers': told(n_layers=6, width=48, hidden=96), 'two wide layers': told(n_layers=2, width=96, hidden=192), 'a ramp': replace(BASE, ramp=300)}
+ARMS |= RECIPE
 
 def steps_for(config, run, seconds):
     "Steps that cost so many core-seconds, by a trial that is made once"
@@ -45,7 +53,9 @@ def train(name, seed, work, seconds):
     run.mkdir(parents=True, exist_ok=True)
     config = replace(ARMS[name], seed=seed)
     n = steps_for(config, run, seconds)
-    last = pretrain(replace(config, steps=n, decay=n//2), run, resume=(run/'checkpoint.safetensors').exists(), validate_every=1e9, progress_bar=False)
+    decay = 0 if config.optimizer == 'schedule-free' else n//2                    # an average takes the place of a falling rate
+    loss = patch.object(F, 'cross_entropy', partial(F.cross_entropy, label_smoothing=.05)) if name == 'labels smoothed' else nullcontext()
+    with loss: last = pretrain(replace(config, steps=n, decay=decay), run, resume=(run/'checkpoint.safetensors').exists(), validate_every=1e9, progress_bar=False)
     if last.get('step', n) < n: raise SystemExit(f'{run} was stopped at step {last["step"]} of {n}; the same command goes on with it.')
     return run
 
@@ -64,7 +74,7 @@ if __name__ == '__main__':
     parser.add_argument('--out', type=Path, required=True, help='file of records')
     parser.add_argument('--minutes', type=float, default=5., help='core-minutes of each arm')
     parser.add_argument('--seeds', default='11,12')
-    parser.add_argument('--arms', default=','.join(ARMS), help='names, separated by commas')
+    parser.add_argument('--arms', default=','.join(a for a in ARMS if a not in RECIPE), help='names, separated by commas; beside the default ones: ' + ', '.join(RECIPE))
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in map(int, args.seeds.split(',')):

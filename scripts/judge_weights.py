@@ -16,7 +16,8 @@ from rdbpfn.model import load_model
 from rdbpfn.records import weights_id
 from rdbpfn.stream import sample_batch as relational_batch
 from rdbpfn.tabular import TabularConfig, sample_batch as tabular_batch
-from rdbpfn.train import VALID_SEED, auc, load_checkpoint
+from rdbpfn.runs import load_checkpoint
+from rdbpfn.train import VALID_SEED, auc
 
 CLEAN = TabularConfig(noise=(.001, .05), spare=1.2, tree_share=.5, category_share=.3, missing_share=.1, irrelevant_share=.1)
 SHAPES = ((96, 160, 5, 100), (64, 400, 8, 250), (64, 600, 16, 450))                        # tables, rows, columns, context rows

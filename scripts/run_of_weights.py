@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from rdbpfn.core import InputError
 from rdbpfn.model import load_model, save_model
-from rdbpfn.train import STAGE_2, make_optimizer, save_checkpoint
+from rdbpfn.runs import save_checkpoint
+from rdbpfn.train import STAGE_2, make_optimizer
 
 root = Path(__file__).parents[1]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,7 +12,7 @@ from rdbpfn.core import atomic_path, to_dict
 from rdbpfn.records import as_table, means_table, model_index, read_records, select, summary, weights_id
 from rdbpfn.figures import to_markdown
 from rdbpfn.model import load_model
-from rdbpfn.train import load_checkpoint
+from rdbpfn.runs import load_checkpoint
 
 root = Path(__file__).parents[1]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,7 +60,7 @@ suite = means_table(read_records(results/'dev.jsonl'), ['rdbpfn', 'released', 'l
 f1 = as_table(select(read_records(results/'relf1.jsonl'), features='dfs-2', n_shots=512)).reset_index(['task', 'regime']).reset_index(drop=True)
 judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
 unjudged = [str(n) for n in numbers if f'run {n}' not in set(judged.weights)]
-held = [str(n) for n in numbers if str(n) not in unjudged and not runs[n - 1]['config']['decay']]
+held = [str(n) for n in numbers if str(n) not in unjudged and (not runs[n - 1]['config']['decay'] or runs[n - 1]['progress']['step'] < runs[n - 1]['config']['steps'])]
 short = (s := summary(select(read_records(results/'dev.jsonl'), model='rdbpfn')))[s.void > 0]
 void = ''.join(f"; of `{t}` {' and '.join(f'{r.n} with {r.n_shots} rows' for r in some.itertuples())}, since the labels of the others were of one class" for t, some in short.groupby('task'))
 judged = judged.pivot(index='set', columns='weights', values='loss').loc[list(dict.fromkeys(judged.set)), list(dict.fromkeys(judged.weights))].map('{:.4f}'.format).reset_index()
@@ -74,7 +74,7 @@ library_name: rdbpfn
 pipeline_tag: tabular-classification
 tags: [tabular, relational-databases, in-context-learning, prior-data-fitted-network, synthetic-data]
 {model_index(read_records(results/'dev.jsonl'), 'rdbpfn')}---
-# rdbpfn weights v4
+# rdbpfn weights v5
 
 A prior-data fitted network for binary classification of tables and of linearised relational databases: {sum(p.numel() for p in net.parameters()):,} parameters
 ({net.config.n_layers} layers of width {net.config.width}, {net.config.n_heads} heads{told}), float32, safetensors. Loaded by `RDBPFNClassifier()` and `RelationalClassifier(...)`; no download.
@@ -82,18 +82,18 @@ A prior-data fitted network for binary classification of tables and of linearise
 - **Data.** No real row: {end['tables']:,} synthetic tables, each used once, from the prior of notebook 10 (single tables) and, where the table below says so,
   from linearised synthetic databases (notebooks 04 to 14){mixed}. Half of their schemas are drawn from a model of public foreign-key graphs, see the last section.
 - **Recipe.** Random initialisation, then the runs below, each from the averaged weights of the one before.{others} Nothing was initialised, tuned or distilled from other weights.
-  `rdbpfn pretrain` with the configurations of `nbs/results/pretrain_config.json`; the logs are `nbs/results/pretrain.jsonl`.
+  The function `pretrain` (notebook 17c) with the configurations of `nbs/results/pretrain_config.json`; the logs are `nbs/results/pretrain.jsonl`.
 - **Cost.** {end['core_seconds']/3600:.2f} core-hours on a machine with two cores and no GPU. The steps and batches of the paper's released code make 1.42 million draws of a table (72,000 x 8 and 105,600 x 8, the latter from some 107,000
   different tables); the paper itself says 2 million. Most are larger than ours.
-- **Limits.** Contexts up to 1,024 rows and 36 columns; more are cut, with a warning. Two classes at a time. One run with one seed.
-  Real data were looked at to report, and on validation splits to choose (single tables have none: their results were seen, too); no weight was fitted to them. The ranges of
+- **Limits.** Contexts up to 1,024 rows and 36 columns; of more, some are chosen, without a warning (`used_` says how many). Two classes at a time. One chain of runs, each with a seed of its own; none was made again with another.
+  Real data were looked at to report, and to choose: validation splits of the eight relational tasks, the results of the eight single tables, and 55 other real tables (19 of KEEL, 36 of R). No weight was fitted to them. The ranges of
   the prior over databases were widened after its statistics were compared with those of four of these databases (notebook 22).
 
 {to_markdown(stages)}
 ## What the runs added
 
 Loss on synthetic tables that no run drew from (`scripts/judge_weights.py`): context rows x columns, from the default prior, from the clean one (little noise), from a noisy one and from databases.
-{f"Not judged: {', '.join(unjudged)}. " if unjudged else ''}{f"Ended at a constant rate, which hides a part of what was learned: {', '.join(held)}; the other runs of the table ended at 0. " if held else ''}The released weights were trained on the paper's own prior, ours on this one.
+{f"Not judged: {', '.join(unjudged)}. " if unjudged else ''}{f"Ended before the rate had fallen to 0, which hides a part of what was learned: {', '.join(held)}; the other runs of the table ended at 0. " if held else ''}The released weights were trained on the paper's own prior, ours on this one.
 
 {to_markdown(judged)}
 ## Results

@@ -4,9 +4,9 @@ import numpy as np, pandas as pd, pytest, torch
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from rdbpfn import ensemble as E
-from rdbpfn.classifier import RDBPFNClassifier
+from rdbpfn.classifier import RDBPFNClassifier, RDBPFNRegressor
 from rdbpfn.core import InputError
-from rdbpfn.encoding import MAX_CODES, FrameEncoder, as_numbers, code_book
+from rdbpfn.encoding import FrameEncoder, as_numbers, code_book, rank_eta, select_columns
 from rdbpfn.model import ModelConfig, RDBPFN, save_model
 
 
@@ -147,10 +147,34 @@ def test_encoder_learns_from_the_context_only():
     np.testing.assert_array_equal(e.transform(q), [[4, np.nan, 1], [np.nan, 1, 0]])
 
 
-def test_many_categories_share_the_last_code():
+@pytest.mark.parametrize('bad, dates', [(1, True), (4, False)])
+def test_a_column_of_dates_may_have_a_few_values_that_are_none(bad, dates):
+    "One in ten, as in a column of numbers"
+    col = pd.Series([f'2024-01-{1 + i:02d}' for i in range(20 - bad)] + ['?']*bad)
+    encoder = FrameEncoder().fit(col.to_frame())
+    assert (encoder.plan[0] == 'date') == dates
+    if dates: assert np.isnan(encoder.transform(col.to_frame())[-1, 0]) and np.diff(encoder.transform(col.to_frame())[:19, 0]).tolist() == [1.]*18
+
+
+def test_a_class_without_a_row_does_not_hide_what_columns_tell():
+    codes = np.repeat([0, 2], 30)
+    x = np.c_[np.random.default_rng(0).normal(size=(60, 3)), codes + np.random.default_rng(1).normal(size=60)/10]
+    assert np.array_equal(rank_eta(x, codes), rank_eta(x, codes//2)) and list(select_columns(x, codes, 1)) == [3]
+
+
+@pytest.mark.parametrize('y', [['a', 1], ['a', True], [1, 'b', 2.5]], ids=str)
+def test_labels_of_several_types_are_refused_in_a_sentence(net, y):
+    with pytest.raises(InputError, match=r'of several types.*astype\(str\)'): RDBPFNClassifier(net).fit(table(30)[0], pd.Series((y*30)[:30], dtype=object))
+
+
+def test_names_are_no_numbers_to_predict(net):
+    with pytest.raises(InputError, match='could not convert.*Give numbers; names are for RDBPFNClassifier'): RDBPFNRegressor(net).fit(table(30)[0], ['a', 'b']*15)
+
+
+def test_many_categories_have_codes_of_their_own():
     col = pd.Series([f'v{i:03}' for i in range(200)] + ['v199'])
     codes = FrameEncoder().encode(col, code_book(col))
-    assert codes[-1] == 0 and codes.max() == MAX_CODES and (codes == MAX_CODES).sum() == 200 - MAX_CODES
+    assert codes[-1] == codes[199] == 0 and len(np.unique(codes)) == 200 and codes.max() == 199
 
 
 def test_frames_and_arrays_agree_and_are_not_changed(net):

@@ -131,6 +131,40 @@ def test_a_saved_estimator_answers_without_its_rows(shop, saved, tmp_path):
     assert code == 0 and not np.allclose(read(tmp_path/'other.csv').probability_1, read(tmp_path/'again.csv').probability_1, atol=1e-4), err
 
 
+@pytest.mark.parametrize('preset, cores, gpus, processes', [('tiny', 1, 0, 1), ('tiny', 5, 0, 2), ('gpu', 6, 0, 4), ('gpu', 16, 3, 2), ('gpu', 16, 8, 8), ('paper', 16, 1, 1)])
+def test_pretrain_starts_as_many_processes_as_share_a_step(tmp_path, monkeypatch, preset, cores, gpus, processes):
+    import torch
+    started = []
+    monkeypatch.delenv('RANK', raising=False)
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: range(cores))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr('rdbpfn.workshop.relaunch', lambda n, arguments: started.append(n))
+    code, err, _ = run('pretrain', '--preset', preset, '--out', tmp_path/'run')
+    assert code == 0 and started == [processes], err
+
+
+def test_columns_that_nobody_asks_about_are_passed_on_as_written(shop, tmp_path):
+    asked = ['id,when,zip,note', '031,2024-05-01,00501,NA', '032,2024-05-01,10001,', '033,2024-05-01,1.50,x']
+    (tmp_path/'asked.csv').write_text('\n'.join(asked) + '\n')
+    code, err, _ = run('predict', *options(shop, query=tmp_path/'asked.csv', out=tmp_path/'out.csv'))
+    assert code == 0, err
+    assert [line.split(',')[:4] for line in (tmp_path/'out.csv').read_text().splitlines()[1:]] == [line.split(',') for line in asked[1:]]
+
+
+def test_two_options_may_not_name_one_file(shop, tmp_path):
+    code, err, _ = run('features', *options(shop, context=None, target=None, out=tmp_path/'x.csv', describe=tmp_path/'x.csv'))
+    assert code == 2 and len(err) == 1 and "--out and --describe both name" in err[0] and not (tmp_path/'x.csv').exists(), err
+
+
+def test_explain_does_not_write_over_a_key(tmp_path):
+    from rdbpfn.database import Database
+    countries = pd.DataFrame(dict(name=[f'c{i}' for i in range(40)], size=range(40)))
+    Database.from_frames({'countries': countries}, pkey_col={'countries': 'name'}).to_folder(tmp_path/'db')
+    countries[['name']].assign(label=[0, 1]*20).to_csv(tmp_path/'known.csv', index=False)
+    code, err, _ = run('explain', '--db', tmp_path/'db', '--entity', 'countries.name', '--context', tmp_path/'known.csv', '--query', tmp_path/'known.csv', '--target', 'label', '--out', tmp_path/'why.csv')
+    assert code == 2 and "both called 'name'" in err[-1] and not (tmp_path/'why.csv').exists(), err
+
+
 def test_a_password_is_not_saved(shop, tmp_path):
     here = Path().resolve()
     for url, kept in (('postgresql://me:secret@host/db', False), ('snowflake://host/db?password=secret', False), ('databricks://h?access_token=secret', False), ('md:x?motherduck_token=secret', False), ('mssql+pyodbc:///?odbc_connect=PWD%3Dsecret', False), ('duckdb:///shop.db', f'duckdb:///{here}/shop.db'), ('sqlite:////x/shop.db', 'sqlite:////x/shop.db'), ('a@b.db', f'{here}/a@b.db'), ('md:x', None)):
@@ -450,6 +484,7 @@ def test_a_key_that_is_not_unique(tmp_path, shop):
 
 def test_pretrain_refuses_before_it_starts(tmp_path):
     for arguments, words in ((('--preset', 'huge'), "no preset 'huge'"), (('--preset', 'tiny', '--resume'), 'no checkpoint'), (('--preset', 'tiny', '--minutes', -1), '--minutes'),
+                             (('--preset', 'tiny', '--processes', 3), '--processes must divide the 2 micro-batches of a step'), (('--preset', 'tiny', '--processes', -2), '--processes must divide'),
                              (('--preset', 'tiny', '--validate-on', 'nowhere'), 'nowhere'), (('--preset', 'tiny', '--data', tmp_path), '--validate-on')):
         code, err, _ = run('pretrain', '--out', tmp_path/'run', *arguments)
         assert code == 2 and words in err[-1] and not (tmp_path/'run').exists()

@@ -121,6 +121,23 @@ def test_contexts_that_cannot_be_learned_from(task):
         with pytest.raises(InputError, match=words): model(task).fit(X, labels)
 
 
+def test_numbers_with_many_ties_keep_their_mean_in_a_balanced_context():
+    "Three of five are zero and the columns tell nothing: the answer is about the mean of all, not that of a context in which zeros are rarer"
+    rng, n = np.random.default_rng(0), 2000
+    people = pd.DataFrame(dict(id=np.arange(n), a=rng.normal(size=n), b=rng.normal(size=n)))
+    y = np.where(rng.uniform(size=n) < .6, 0., rng.uniform(1, 10, n))
+    m = RelationalRegressor(Database.from_frames({'people': people}, pkey_col={'people': 'id'}), 'people', n_context=200).fit(people[['id']], y)
+    assert m.n_context_ == 200 and abs(m.predict(people[['id']].head(300)).mean() - y.mean()) < .15*y.mean()
+    zero = m.classifier_.predict_above(m.feature_frame(people[['id']].head(300)))[:, 0]
+    assert abs(zero.mean() - (y > 0).mean()) < .06
+
+
+@pytest.mark.parametrize('n_context', [0, -1, 2.5, None])
+def test_another_classifier_is_told_of_a_bad_number_of_rows_too(task, n_context):
+    known = ask(task, 60)
+    with pytest.raises(InputError, match='n_context must be a whole number of 1 or more'): model(task, classifier=logistic(0), n_context=n_context).fit(known, known[task.target_col])
+
+
 def test_questions_without_time_see_everything(task):
     rows, cutoffs = questions(task.database, ask(task, 4), 'planes', 'tailnum', None)
     assert cutoffs is None and len(rows) == 4

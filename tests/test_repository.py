@@ -222,3 +222,12 @@ def test_records_and_card_are_of_the_shipped_weights():
     assert f"{runs[-1]['progress']['tables']:,} synthetic tables" in card and f"{runs[-1]['progress']['core_seconds']/3600:.2f} core-hours" in card
     assert runs[-1]['digest'] == shipped and runs[0]['config']['relational'] == 0
     assert all(runs[before - 1]['progress']['tables'] < r['progress']['tables'] for i, r in enumerate(runs) if (before := r.get('after', i)))
+
+
+@pytest.mark.parametrize('page', ['21_evaluate', '30_results', 'index'])
+def test_pages_show_the_records_of_today(page):
+    "A page is executed again when its records change"
+    from rdbpfn.records import as_table, read_records, select
+    kept = as_table(select(read_records(root/'nbs/results/relf1.jsonl'), features='dfs-2', n_shots=512)).rdbpfn
+    shown = json.dumps([c['outputs'] for c in json.loads((root/f'nbs/{page}.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'], ensure_ascii=False)
+    assert len(kept) == 4 and all(cell in shown for cell in kept), kept
