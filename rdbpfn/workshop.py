@@ -83,7 +83,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in --out')] = False, # from its checkpoint
     minutes: Annotated[float, typer.Option(help='Stop after so many minutes')] = float('inf'), # of wall time, of this call
     processes: Annotated[int, typer.Option(help='0: as many as there are cores or GPUs and as divide the micro-batches of a step')] = 0, # on this machine
-    workers: Annotated[int, typer.Option(help='Processes that sample ahead, for each of these')] = 0, # worth it beside a GPU
+    workers: Annotated[int, typer.Option(help='Processes that sample ahead, for each of these; -1: beside a GPU the cores that are left, else none')] = -1, # see `in_order`
     validate_on: Annotated[str, typer.Option(help='Suite whose validation splits are asked every twenty minutes, such as dev or flights')] = '', # see `load_suite`
     data: Annotated[Optional[Path], typer.Option(help='Folder of that suite')] = None, # none: what is bundled or can be downloaded
 ) -> None:
@@ -102,9 +102,10 @@ def pretrain(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     if processes < 0 or processes and (micro % processes or 0 < gpus < processes):
         raise InputError(f"--processes must divide the {micro} micro-batches of a step{f' and be {gpus} at most, the number of GPUs' if gpus else ''}, got {processes}.")
+    wanted = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or processes or max(n for n in range(1, micro + 1) if micro % n == 0 and n <= (gpus or cores))
+    if workers < 0: workers = max(0, cores//wanted - 1) if gpus else 0
     if 'RANK' not in os.environ:
         start(PRESETS[preset], out, resume, torch.device('cpu'), init)
-        wanted = processes or max(n for n in range(1, micro + 1) if micro % n == 0 and n <= (gpus or cores))
         return relaunch(wanted, ['pretrain', '--preset', preset, '--out', str(out), '--minutes', str(minutes), '--workers', str(workers)]
                         + ['--init', str(init)]*bool(init) + ['--resume']*resume + ['--validate-on', validate_on]*bool(validate_on) + ['--data', str(data)]*bool(data))
     torch.set_num_threads(1)

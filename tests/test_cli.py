@@ -131,16 +131,16 @@ def test_a_saved_estimator_answers_without_its_rows(shop, saved, tmp_path):
     assert code == 0 and not np.allclose(read(tmp_path/'other.csv').probability_1, read(tmp_path/'again.csv').probability_1, atol=1e-4), err
 
 
-@pytest.mark.parametrize('preset, cores, gpus, processes', [('tiny', 1, 0, 1), ('tiny', 5, 0, 2), ('gpu', 6, 0, 4), ('gpu', 16, 3, 2), ('gpu', 16, 8, 8), ('paper', 16, 1, 1)])
-def test_pretrain_starts_as_many_processes_as_share_a_step(tmp_path, monkeypatch, preset, cores, gpus, processes):
+@pytest.mark.parametrize('preset, cores, gpus, processes, workers', [('tiny', 1, 0, 1, 0), ('tiny', 5, 0, 2, 0), ('gpu', 6, 0, 4, 0), ('gpu', 16, 3, 2, 7), ('gpu', 16, 8, 8, 1), ('paper', 16, 1, 1, 15)])
+def test_pretrain_starts_as_many_processes_as_share_a_step(tmp_path, monkeypatch, preset, cores, gpus, processes, workers):
     import torch
     started = []
-    monkeypatch.delenv('RANK', raising=False)
+    for name in ('RANK', 'LOCAL_WORLD_SIZE'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr('os.sched_getaffinity', lambda _: range(cores))
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    monkeypatch.setattr('rdbpfn.workshop.relaunch', lambda n, arguments: started.append(n))
+    monkeypatch.setattr('rdbpfn.workshop.relaunch', lambda n, arguments: started.append((n, int(arguments[arguments.index('--workers') + 1]))))
     code, err, _ = run('pretrain', '--preset', preset, '--out', tmp_path/'run')
-    assert code == 0 and started == [processes], err
+    assert code == 0 and started == [(processes, workers)], err
 
 
 def test_columns_that_nobody_asks_about_are_passed_on_as_written(shop, tmp_path):
