@@ -48,7 +48,7 @@ pretrain(replace({config}, steps={steps}), {str(out)!r}, resume={resume}, save_e
 
 def test_ten_kills_at_random_moments_cost_at_most_the_interval_and_no_bit(tmp_path):
     "Every step is written down with its time, so that what a kill cost can be measured: from the first step that was lost to the kill"
-    steps, every, rng, lost = 10**6, .3, np.random.default_rng(0), []
+    steps, every, rng, lost, logged = 10**6, .3, np.random.default_rng(0), [], 0
     log, run = tmp_path/'steps.jsonl', tmp_path/'killed'
     for kill in range(10):
         before = progress(run)
@@ -59,8 +59,10 @@ def test_ten_kills_at_random_moments_cost_at_most_the_interval_and_no_bit(tmp_pa
         p.kill(); died = time.time(); p.wait()
         after, seen = progress(run), [json.loads(line) for line in log.read_text().splitlines()]
         assert after > before and len(seen[-1]) == 3
-        lost.append(min([died - begin for step, begin, _ in seen[-2000:] if step == after], default=0.))
-    assert len(lost) == 10 and max(lost) < every + 1., lost                    # a step, a save and a busy machine come on top
+        mine, logged = seen[logged:], len(seen)                                    # of this process
+        slack = 1 + 2*max(np.diff([begin for _, begin, _ in mine]), default=0.)    # a step and a save come on top, on a busy machine
+        lost.append(max([died - begin for step, begin, _ in mine if step == after], default=0.) - slack)
+    assert len(lost) == 10 and max(lost) < every, lost
     end = progress(run) + 5
     pretrain(replace(SMALL, steps=end), run, resume=True, save_every=1e9, validate_every=1e9, progress_bar=False)
     pretrain(replace(SMALL, steps=end), tmp_path/'whole', save_every=1e9, validate_every=1e9, progress_bar=False)
