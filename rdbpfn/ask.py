@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Callable, Iterator, Optional
 import typer
 from typer import Option
-from .core import InputError, atomic_path
+from .core import InputError, atomic_path, check_suffix
 
 # %% ../nbs/22c_ask.ipynb #a4b54c2e
 ROWS = 'a CSV, Parquet or .sql file, or a query that begins with SELECT, WITH or FROM'
@@ -120,7 +120,7 @@ def check_outputs(
     given = {option: path for option, path in paths.items() if path is not None}
     for option, path in given.items():
         if others := [o for o, p in given.items() if o != option and p.absolute() == path.absolute()]: raise InputError(f"--{option} and --{others[0]} both name '{path}': give each a file of its own.")
-        if path.suffix not in ENDINGS[option]: raise InputError(f"Cannot write '{path}': the file of --{option} must end with {' or '.join(ENDINGS[option])}.")
+        check_suffix(path, option, ENDINGS[option])
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir(): raise InputError(f"Cannot write '{path}': its folder does not exist or is not writable, or it is a folder itself: make the folder, or name another file with --{option}.")
 
 def write_table(

@@ -29,7 +29,7 @@ def holds_dates(
     if isinstance(col.dtype, pd.CategoricalDtype): return False
     col = _plain(col)
     kind = pd.api.types.infer_dtype(col, skipna=True)
-    return kind in ('date', 'datetime', 'datetime64', 'period') or kind == 'string' and bool(col.dropna().str.match(ISO_DATE).mean() >= .9 and _names_days(col.dropna()).mean() >= .9)
+    return kind in ('date', 'datetime', 'datetime64', 'period') or kind == 'string' and bool(_names_days(col.dropna()).mean() >= .9)
 
 def as_numbers(
     col: pd.Series, # column of any type

@@ -7,7 +7,7 @@ __all__ = ['SHOTS', 'MAX_QUERY', 'draw_support', 'feature_maker', 'as_binary', '
            'run_cell', 'submission_folder', 'evaluate', 'protocols', 'run_suite', 'Validation', 'side_by_side']
 
 # %% ../nbs/21_evaluate.ipynb #6c2adc0b
-import os, re, time, warnings, zlib
+import re, time, warnings, zlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from . import __version__
-from .core import InputError, generator
+from .core import InputError, generator, n_cores
 from .schema import no_such
 from .aggregates import feature_set
 from .dfs import plan_features
@@ -266,7 +266,7 @@ def run_suite(
     if predictions is not None and (how.get('max_query', MAX_QUERY) is not None or how.get('split') == 'val'):
         raise InputError('A file of predictions answers every row of the test split: ask for all questions (--questions 0) of --split test.')
     made, entries, named = [], load_suite(suite, data), name_models(models, say)
-    processes = processes or (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    processes = processes or n_cores()
     fits = lambda task: submission_keys(task) if predictions is not None and not isinstance(task, OneTable) else None
     for entry, task in open_entries(suite, entries, say, fits):
         for protocol in protocols(task, note=size_note(task, entry.published), **how):

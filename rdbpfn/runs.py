@@ -119,7 +119,7 @@ def writing(
 # %% ../nbs/17c_runs.ipynb #875ae7f1
 class Recorder:
     "Keeps the clock of a run and writes metrics.jsonl, checkpoints and weights into its folder; only on the first process"
-    def __init__(self, out, progress, save_every, validate_every, more, away=False):
+    def __init__(self, out, progress, save_every, validate_every, more, away):
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.out, self.before, self.save_every, self.validate_every, self.more = out, dict(progress), save_every, validate_every, more
         self.begin, self.cpu, self.losses, self.record, self.sampling = time.time(), time.process_time(), [], dict(progress), 0.

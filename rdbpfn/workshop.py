@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
-from .core import InputError
+from .core import InputError, check_suffix, n_cores
 
 # %% ../nbs/22b_workshop.ipynb #2435c87b
 class Sentences(TyperGroup):
@@ -58,7 +58,7 @@ def fit_prior(
 ) -> None:
     "Fit the layer-wise diffusion of notebook 05 to schemas of your own."
     from rdbpfn.layerdag import fit_schemas
-    if out.suffix != '.safetensors': raise InputError(f"Cannot write '{out}': the file of --out must end with .safetensors.")
+    check_suffix(out, 'out', ('.safetensors',))
     fit_schemas(sources, out)
     typer.echo(f'{out}: use it with rdbpfn sample --schemas {out}')
 
@@ -99,7 +99,7 @@ def pretrain(
     if validate_on: load_suite(validate_on, data)                            # bad input is told before any worker starts
     elif data: raise InputError('--data is the folder of a suite to validate on: name the suite with --validate-on, such as dev.')
     gpus, micro = torch.cuda.device_count(), PRESETS[preset].micro
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = n_cores()
     if processes < 0 or processes and (micro % processes or 0 < gpus < processes):
         raise InputError(f"--processes must divide the {micro} micro-batches of a step{f' and be {gpus} at most, the number of GPUs' if gpus else ''}, got {processes}.")
     wanted = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or processes or max(n for n in range(1, micro + 1) if micro % n == 0 and n <= (gpus or cores))
@@ -133,7 +133,7 @@ def evaluate(
 ) -> None:
     "Score models on a suite of tasks, a record for each cell."
     from rdbpfn.evaluate import run_suite
-    if out.suffix != '.jsonl': raise InputError(f"Cannot write '{out}': the file of --out must end with .jsonl.")
+    check_suffix(out, 'out', ('.jsonl',))
     numbers = [s.strip() for s in shots.split(',')]
     if not all(s.isdigit() and int(s) for s in numbers): raise InputError(f"--shots must be whole numbers separated by commas, got '{shots}'.")
     made = run_suite(suite, out, [m.strip() for m in models.split(',')], data, processes, typer.echo, predictions, regimes=tuple(r.strip() for r in regime.split(',')), n_shots=tuple(map(int, numbers)), n_draws=draws, max_query=questions or None, split=split, features=features)

@@ -36,7 +36,6 @@ ARMS = {'base': BASE, 'single tables': replace(BASE, relational=0.), 'databases'
         'no messages': prior(content=replace(S.prior.content, n_rounds=(0, 0))), 'depth 1': databases(replace(S, tasks=replace(S.tasks, depth=(1, 1))))}
 RECIPE = {'labels smoothed': BASE, 'no warm-up': replace(BASE, warmup=0), 'schedule-free AdamW': replace(BASE, optimizer='schedule-free'), 'half the rate': replace(BASE, lr=BASE.lr/2), 'twice the rate': replace(BASE, lr=2*BASE.lr),
           'six narrow layers': told(n_layers=6, width=48, hidden=96), 'two wide layers': told(n_layers=2, width=96, hidden=192), 'a ramp': replace(BASE, ramp=300)}
-ARMS |= RECIPE
 
 def steps_for(config, run, seconds):
     "Steps that cost so many core-seconds, by a trial that is made once"
@@ -51,7 +50,7 @@ def train(name, seed, work, seconds):
     "The folder of an arm's run, which is made or goes on"
     run = work/f"{name.replace(' ', '-')}-{seed}"
     run.mkdir(parents=True, exist_ok=True)
-    config = replace(ARMS[name], seed=seed)
+    config = replace((ARMS | RECIPE)[name], seed=seed)
     n = steps_for(config, run, seconds)
     decay = 0 if config.optimizer == 'schedule-free' else n//2                    # an average takes the place of a falling rate
     loss = patch.object(F, 'cross_entropy', partial(F.cross_entropy, label_smoothing=.05)) if name == 'labels smoothed' else nullcontext()
@@ -74,7 +73,7 @@ if __name__ == '__main__':
     parser.add_argument('--out', type=Path, required=True, help='file of records')
     parser.add_argument('--minutes', type=float, default=5., help='core-minutes of each arm')
     parser.add_argument('--seeds', default='11,12')
-    parser.add_argument('--arms', default=','.join(a for a in ARMS if a not in RECIPE), help='names, separated by commas; beside the default ones: ' + ', '.join(RECIPE))
+    parser.add_argument('--arms', default=','.join(ARMS), help='names, separated by commas; beside the default ones: ' + ', '.join(RECIPE))
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in map(int, args.seeds.split(',')):

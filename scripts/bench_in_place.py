@@ -4,7 +4,7 @@
 
 One process for each way, one thread; seconds to open, to read 512 labelled questions and to answer 100, and the peak of memory. The answers must be equal.
 """
-import argparse, datetime, json, resource, subprocess, sys, tempfile, time
+import argparse, datetime, json, subprocess, sys, tempfile, time
 from pathlib import Path
 
 MAKE = '''create table customers(id integer primary key, age double);
@@ -16,6 +16,7 @@ def ask(way, file):
     "Open, read, answer; prints one JSON object"
     import numpy as np, pandas as pd, torch
     from rdbpfn import Database, InPlace, RelationalClassifier
+    from rdbpfn.core import peak_mb
     torch.set_num_threads(1)
     rng, clock = np.random.default_rng(0), [time.perf_counter()]
     X = pd.DataFrame(dict(id=rng.integers(0, 1000, 612), when=pd.Timestamp('2023-06-01') + pd.to_timedelta(rng.integers(0, 60, 612), 'D')))
@@ -23,7 +24,7 @@ def ask(way, file):
     model = RelationalClassifier(db, 'customers', 'id', 'when', n_estimators=1).fit(X[:512], rng.integers(0, 2, 512)); clock.append(time.perf_counter())
     p = model.predict_proba(X[512:])[:, 1]; clock.append(time.perf_counter())
     steps = dict(zip(('open', 'fit', 'predict'), (round(b - a, 2) for a, b in zip(clock, clock[1:]))))
-    print(json.dumps(steps | dict(seconds=round(clock[-1] - clock[0], 2), peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), answers=[round(float(v), 4) for v in p[:20]])))
+    print(json.dumps(steps | dict(seconds=round(clock[-1] - clock[0], 2), peak_rss_mb=round(peak_mb()), answers=[round(float(v), 4) for v in p[:20]])))
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

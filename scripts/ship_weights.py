@@ -45,9 +45,13 @@ def behind(runs):
     while (before := runs[found[0] - 1].get('after', found[0] - 1)): found.insert(0, before)
     return found
 
+def last_rate(run):
+    "Learning rate at which a run ended, or was left before its last step"
+    c = run['config']
+    return c['lr']*min(1, (c['steps'] - run['progress']['step'])/c['decay']) if c['decay'] else c['lr']
+
 def stage(n, run):
-    c, r = run['config'], run['progress']
-    end = c['lr']*min(1, (c['steps'] - r['step'])/c['decay']) if c['decay'] else c['lr']           # where a run was left before its last step
+    c, r, end = run['config'], run['progress'], last_rate(run)
     optimiser = f"{'Muon' if c['optimizer'] == 'muon' else 'schedule-free AdamW'}, {c['lr']:g}{f', falling to {end:.2g}' if c['decay'] else ''}"
     return {'run': n, 'steps': f"{r['step']:,}", 'rows, columns': '{}-{}, {}-{}'.format(*c['rows'], *c['cols']), 'noise of single tables': '{:g}-{:g}'.format(*c['prior']['noise']), 'laws, clusters': f"{c['prior'].get('law_share', 0):.0%}, {c['prior'].get('cluster_share', 0):.0%}",
             'told': ', '.join(['z-scores', *(what for what in ('evidence', 'ridge') if c['model'].get(what))]) + (f" ({run['note']})" if 'note' in run else ''),
@@ -60,7 +64,7 @@ suite = means_table(read_records(results/'dev.jsonl'), ['rdbpfn', 'released', 'l
 f1 = as_table(select(read_records(results/'relf1.jsonl'), features='dfs-2', n_shots=512)).reset_index(['task', 'regime']).reset_index(drop=True)
 judged = pd.DataFrame(map(json.loads, open(results/'stages.jsonl')))
 unjudged = [str(n) for n in numbers if f'run {n}' not in set(judged.weights)]
-held = [str(n) for n in numbers if str(n) not in unjudged and (not runs[n - 1]['config']['decay'] or runs[n - 1]['progress']['step'] < runs[n - 1]['config']['steps'])]
+held = [str(n) for n in numbers if str(n) not in unjudged and last_rate(runs[n - 1])]
 short = (s := summary(select(read_records(results/'dev.jsonl'), model='rdbpfn')))[s.void > 0]
 void = ''.join(f"; of `{t}` {' and '.join(f'{r.n} with {r.n_shots} rows' for r in some.itertuples())}, since the labels of the others were of one class" for t, some in short.groupby('task'))
 judged = judged.pivot(index='set', columns='weights', values='loss').loc[list(dict.fromkeys(judged.set)), list(dict.fromkeys(judged.weights))].map('{:.4f}'.format).reset_index()
